@@ -1,0 +1,206 @@
+"""The configuration of models and runs, as frozen dataclasses; architecture constants have no defaults.
+
+Config files build `ml_collections.ConfigDict`s of the same shape; `from_dict` is strict in both directions, so every
+key of a config file is a field here, and every field is given by the config file.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphEncoderConfig:
+    """GIN over categorical node and edge features (paper, section 3.1)."""
+
+    atom_cardinalities: tuple[int, ...]
+    bond_cardinalities: tuple[int, ...]
+    width: int  # F
+    num_layers: int  # L - 1
+    dropout: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorConfig:
+    """Multi-level graph projector (paper, section 3.2); Q = num_motif_queries + levels · num_level_queries."""
+
+    motif_features: int
+    num_motif_queries: int
+    num_level_queries: int
+    num_heads: int
+    depth: int  # linear layers of the MLP
+    layer_norm_eps: float
+    share_level_attention: bool  # True: one attention module for all levels, as in the original's code
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Frequency scaling of Llama 3.1 and later; field names as in Hugging Face's `rope_scaling`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters; rank 0 builds none. `targets` names projections: query, key, value, output, gate, up, down."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder of the LLaMA family; see Hugging Face's LlamaConfig for the constants."""
+
+    vocab_size: int  # V
+    width: int  # D
+    num_layers: int
+    num_heads: int  # K · R
+    num_kv_heads: int  # K
+    head_width: int  # H
+    mlp_width: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    rms_norm_eps: float
+    qkv_bias: bool
+    tie_embeddings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The whole model; see DESIGN in docs for how the parts fit."""
+
+    graph_encoder: GraphEncoderConfig
+    projector: ProjectorConfig
+    language_model: DecoderConfig
+    lora: LoRAConfig
+    compute_dtype: str  # of the decoder's activations; the graph side computes in float32
+    frozen_dtype: str  # of language-model weights that are not trained; trained weights are float32
+    remat: str  # none or full: what the backward pass recomputes, per decoder layer
+    loss_chunk: int  # tokens whose logits exist at a time
+
+    @property
+    def num_levels(self) -> int:
+        """L: the atom embedding and the output of every GIN layer."""
+        return self.graph_encoder.num_layers + 1
+
+    @property
+    def num_graph_tokens(self) -> int:
+        """Q: graph tokens per molecule."""
+        return self.projector.num_motif_queries + self.num_levels * self.projector.num_level_queries
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a conversation becomes tokens; see data_pipeline.prompt."""
+
+    style: str
+    show_smiles: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from, and the capacity of a row; see data_pipeline.batch."""
+
+    source: str  # "embedded", or a folder written by data_pipeline.prepare
+    task: str
+    tokenizer: str  # folder of a Hugging Face tokenizer, or "embedded"
+    cache_dir: str  # where the embedded corpus is prepared
+    rows: int  # B, over all devices
+    tokens_per_row: int  # T
+    molecules_per_row: int
+    atoms_per_row: int
+    edges_per_row: int
+    motifs_per_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and logging of a run."""
+
+    steps: int
+    accumulate: int  # batches per optimizer step
+    learning_rate: float  # peak
+    final_learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    adam_b1: float
+    adam_b2: float
+    clip: float | None  # global gradient norm; None: no clipping
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    trainable: tuple[tuple[str, bool], ...]  # ordered (pattern, trained) rules over parameter paths
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run: `python launch.py --config configs/NAME.py[:preset]`."""
+
+    name: str
+    preset: str
+    seed: int
+    init_from: str  # workdir of the run whose weights this one starts from; "" starts from scratch
+    sample_smiles: tuple[str, ...]  # molecules whose descriptions go to samples.jsonl
+    model: ModelConfig
+    prompt: PromptConfig
+    data: DataConfig
+    train: TrainConfig
+    mesh: MeshConfig
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """An instance of the dataclass `cls` from nested mappings; raises ConfigError on missing or unknown keys."""
+    hints = typing.get_type_hints(cls)
+    unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
+    if unknown or missing:
+        raise ConfigError(f"{path}: unknown keys {unknown}, missing keys {missing}")
+    return cls(**{key: _convert(hint, values[key], f"{path}.{key}") for key, hint in hints.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionaries, ready for JSON; `from_dict` reads them back."""
+    return dataclasses.asdict(config)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
+        return from_dict(typing.cast(type, hint), value, path)
+    if typing.get_origin(hint) is tuple:
+        item, *rest = typing.get_args(hint)
+        items = [item] * len(value) if rest == [Ellipsis] else [item, *rest]
+        return tuple(_convert(each, entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(items, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint):
+        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value

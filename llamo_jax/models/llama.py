@@ -1,0 +1,193 @@
+"""The LLaMA family of decoders: RMSNorm, rotary positions, grouped-query attention, SwiGLU, LoRA on any projection."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
+from llamo_jax.models import layers
+
+ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
+MLP_PROJECTIONS = ("gate", "up", "down")
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers: dtype[layers, B, cache length, K, H]; slots fill from 0 in the order of calls."""
+
+    keys: Array
+    values: Array
+
+
+class LlamaDecoder(nnx.Module):
+    """A stack of decoder layers, scanned; takes embeddings, so that graph tokens can be spliced in between.
+
+    Layers are one stacked module: every parameter has a leading "layers" axis.
+    """
+
+    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, compute_dtype: str, weight_dtype: str, remat: str,
+                 rngs: nnx.Rngs):  # fmt: skip
+        unknown = set(lora.targets) - {*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS}
+        if unknown:
+            raise ConfigError(f"lora.targets: unknown projections {sorted(unknown)}")
+        if remat not in ("none", "full"):
+            raise ConfigError(f"model.remat: {remat!r} is not one of none, full")
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.remat = remat
+        embedding = (config.vocab_size, config.width)
+        self.embedding = layers.parameter(
+            layers.normal(0.02), embedding, ("vocab", "embed"), rngs=rngs, dtype=weight_dtype
+        )
+        self.layers = DecoderLayer(config, lora, dtype=weight_dtype, rngs=rngs, stack=config.num_layers)
+        self.norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=weight_dtype)
+        self.lm_head = None
+        if not config.tie_embeddings:
+            self.lm_head = layers.Linear(
+                config.width, config.vocab_size, ("embed", "vocab"), use_bias=False, rngs=rngs, dtype=weight_dtype
+            )
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings in the compute dtype."""
+        return self.embedding[...].astype(self.compute_dtype)[tokens]
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T J"],
+        *,
+        cache: KVCache | None = None,
+        cache_index: Int[Array, ""] | None = None,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Final hidden states (normalised, ready for `logits`), and the cache with the T new tokens written to it.
+
+        mask: True where a query (T) may look at a key (J): without a cache J = T; with one, J is the cache's length
+        and the new keys stand at `cache_index` … `cache_index + T - 1`.
+        """
+        graphdef, state = nnx.split(self.layers)
+        cos, sin = rope_tables(positions, self.config)
+        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
+
+        def step(x: Array, inputs: tuple) -> tuple[Array, KVCache | None]:
+            layer_state, layer_cache, key = inputs
+            layer = nnx.merge(graphdef, layer_state)
+            return layer(x, cos, sin, mask, layer_cache, cache_index, key)
+
+        if self.remat == "full":
+            step = jax.checkpoint(step, prevent_cse=False)  # False: the setting for the body of a scan
+        x, cache = jax.lax.scan(step, embeddings.astype(self.compute_dtype), (state, cache, keys))
+        return self.norm(x), cache
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """float32 logits over the vocabulary."""
+        if self.lm_head is None:
+            kernel = self.embedding[...].T
+        else:
+            kernel = self.lm_head.kernel[...]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def empty_cache(self, batch: int, length: int) -> KVCache:
+        """A cache for `batch` rows of at most `length` tokens."""
+        config = self.config
+        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_width)
+        return KVCache(jnp.zeros(shape, self.compute_dtype), jnp.zeros(shape, self.compute_dtype))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU MLP, created as a stack and called on one slice of it."""
+
+    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, dtype: str, rngs: nnx.Rngs, stack: int):
+        self.config = config
+        heads, kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+
+        def linear(name: str, in_width: int, out_width: int, axes: tuple[str, str]) -> layers.Linear:
+            return layers.Linear(
+                in_width, out_width, axes, rngs=rngs, dtype=dtype, stack=stack,
+                use_bias=config.qkv_bias and name in ("query", "key", "value"),
+                lora=lora if name in lora.targets else None,
+            )  # fmt: skip
+
+        self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=dtype, stack=stack)
+        self.query = linear("query", config.width, heads, ("embed", "heads"))
+        self.key = linear("key", config.width, kv, ("embed", "kv_heads"))
+        self.value = linear("value", config.width, kv, ("embed", "kv_heads"))
+        self.output = linear("output", heads, config.width, ("heads", "embed"))
+        self.mlp_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=dtype, stack=stack)
+        self.gate = linear("gate", config.width, config.mlp_width, ("embed", "mlp"))
+        self.up = linear("up", config.width, config.mlp_width, ("embed", "mlp"))
+        self.down = linear("down", config.mlp_width, config.width, ("mlp", "embed"))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T H"],
+        sin: Float[Array, "B T H"],
+        mask: Bool[Array, "B T J"],
+        cache: KVCache | None,
+        cache_index: Int[Array, ""] | None,
+        dropout_key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        head = self.config.head_width
+        h = self.attention_norm(x)
+        q = apply_rope(_split(self.query(h, layers.fold_key(dropout_key, 0)), head), cos, sin)
+        k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
+        v = _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache_index, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache_index, axis=1)
+            cache = KVCache(k, v)
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        x += self.output(attended.reshape(*x.shape[:2], -1), layers.fold_key(dropout_key, 3))
+        h = self.mlp_norm(x)
+        gate = jax.nn.silu(self.gate(h, layers.fold_key(dropout_key, 4)))
+        up = self.up(h, layers.fold_key(dropout_key, 5))
+        return x + self.down(gate * up, layers.fold_key(dropout_key, 6)), cache
+
+
+def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where a token may look: earlier or equal positions of its own packed segment; padding (0) sees nothing."""
+    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+    return same & causal
+
+
+def rope_tables(
+    positions: Int[Array, "B T"], config: DecoderConfig
+) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
+    """float32 cosines and sines of the rotary angles; the two halves of H repeat (Hugging Face's half-split layout)."""
+    exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width
+    frequencies = (1.0 / config.rope_theta**exponent).astype(np.float32)
+    if config.rope_scaling is not None:
+        frequencies = _scaled_frequencies(frequencies, config.rope_scaling)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _scaled_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+    wavelengths = 2 * np.pi / frequencies
+    ratio = scaling.original_max_position_embeddings / wavelengths
+    smooth = (ratio - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return ((1 - smooth) * frequencies / scaling.factor + smooth * frequencies).astype(np.float32)
+
+
+def apply_rope(
+    x: Float[Array, "B T heads H"], cos: Float[Array, "B T H"], sin: Float[Array, "B T H"]
+) -> Float[Array, "B T heads H"]:
+    """Rotates queries or keys, in float32: bfloat16 would round position 257 to 256."""
+    half = x.shape[-1] // 2
+    x32 = x.astype(jnp.float32)
+    rotated = jnp.concatenate([-x32[..., half:], x32[..., :half]], axis=-1)
+    return (x32 * cos[:, :, None] + rotated * sin[:, :, None]).astype(x.dtype)
+
+
+def _split(x: Array, head_width: int) -> Array:
+    return x.reshape(*x.shape[:-1], -1, head_width)

@@ -1,0 +1,71 @@
+"""LLaMo: graph encoder, projector and language model, joined by splicing graph tokens into the text."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Key
+
+from data_pipeline.batch import Batch, MoleculeGraphs
+from llamo_jax.config import ModelConfig
+from llamo_jax.models import layers
+from llamo_jax.models.gin import GINEncoder
+from llamo_jax.models.llama import LlamaDecoder, causal_mask
+from llamo_jax.models.projector import MultiLevelProjector
+
+
+class LLaMo(nnx.Module):
+    """The whole model (arXiv 2411.00871). `language_model_dtype` overrides the dtype of the decoder's weights."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, language_model_dtype: str = "float32"):
+        self.config = config
+        self.graph_encoder = GINEncoder(config.graph_encoder, rngs=rngs)
+        self.projector = MultiLevelProjector(
+            config.projector, config.graph_encoder.width, config.num_levels, config.language_model.width, rngs=rngs
+        )
+        self.language_model = LlamaDecoder(
+            config.language_model,
+            config.lora,
+            compute_dtype=config.compute_dtype,
+            weight_dtype=language_model_dtype,
+            remat=config.remat,
+            rngs=rngs,
+        )
+
+    def encode_graphs(
+        self, molecules: MoleculeGraphs, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
+        """Graph tokens of every molecule slot; `out` holds `levels` (L S N F) and the projector's intermediates."""
+        levels = self.graph_encoder(molecules.atoms, batch_statistics=batch_statistics, dropout_key=dropout_key)
+        tokens, out = self.projector(levels, molecules)
+        return tokens, {"levels": levels, **out}
+
+    def splice(self, batch: Batch, graph_tokens: Float[Array, "S G Q D"]) -> Float[Array, "B T D"]:
+        """Token embeddings, with each molecule's graph tokens where `molecule_slot` is not -1."""
+        text = self.language_model.embed(batch.tokens)
+        shards = graph_tokens.shape[0]
+        slot, query = (x.reshape(shards, -1) for x in (batch.molecule_slot, batch.molecule_query))
+        graphs = jax.vmap(lambda tokens, slot, query: tokens[slot, query])(graph_tokens, slot, query)
+        return jnp.where((batch.molecule_slot >= 0)[..., None], graphs.reshape(text.shape).astype(text.dtype), text)
+
+    def hidden_states(
+        self, batch: Batch, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+        """Final hidden states of every position; `batch_statistics` as in `GINEncoder`; no key, no dropout."""
+        graph_tokens, out = self.encode_graphs(
+            batch.molecules, batch_statistics=batch_statistics, dropout_key=layers.fold_key(dropout_key, 0)
+        )
+        embeddings = self.splice(batch, graph_tokens)
+        hidden, _ = self.language_model(
+            embeddings, batch.positions, causal_mask(batch.segments), dropout_key=layers.fold_key(dropout_key, 1)
+        )
+        return hidden, {"graph_tokens": graph_tokens, "embeddings": embeddings, **out}
+
+    def __call__(
+        self, batch: Batch, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        """float32 logits of every position, and named intermediates."""
+        hidden, out = self.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)
+        return self.language_model.logits(hidden), {"hidden": hidden, **out}
