@@ -189,7 +189,9 @@ def _counts(sizes: list[int], slots: int, budget: int, what: str) -> np.ndarray:
     """int32[slots]: the real graphs' sizes, then the padding graph, which takes what is left of the budget."""
     padding = budget - sum(sizes)
     if len(sizes) >= slots or padding < 1:
-        raise ValueError(f"{len(sizes)} molecules with {sum(sizes)} {what} exceed a shard's {slots} slots, {budget} {what}")
+        raise ValueError(
+            f"{len(sizes)} molecules with {sum(sizes)} {what} exceed a shard's {slots} slots, {budget} {what}"
+        )
     counts = np.zeros(slots, np.int32)
     counts[: len(sizes)] = sizes
     counts[len(sizes)] = padding

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rdkit import Chem, RDLogger
-from rdkit.Chem import AllChem
+from rdkit import Chem
+from rdkit.Chem import rdChemReactions
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from data_pipeline.known_molecules import known_molecules
+from data_pipeline.molecule import parse_smiles, quiet_rdkit
 
 CORPUS_VERSION = "1.0.0"
 """Raise when any molecule, text or split of the embedded corpus changes; prepared copies are keyed by it."""
@@ -63,16 +64,16 @@ def build_corpus(size: int = CORPUS_SIZE) -> list[CorpusMolecule]:
     """The known molecules and as many enumerated ones as `size` asks for, all distinct, with their splits."""
     names: dict[str, str] = {}
     for name, smiles in known_molecules().items():
-        names.setdefault(Chem.CanonSmiles(smiles), name)
+        names.setdefault(Chem.MolToSmiles(parse_smiles(smiles)), name)
     per_scaffold = -(-(size - len(names)) // len(_SCAFFOLDS))
     generators = [_decorate(scaffold, per_scaffold * 2) for scaffold in _SCAFFOLDS]
     while len(names) < size and generators:  # one from each scaffold in turn, so that all are equally frequent
         for generator in tuple(generators):
-            smiles = next(generator, None)
-            if smiles is None:
+            enumerated = next(generator, None)
+            if enumerated is None:
                 generators.remove(generator)
             elif len(names) < size:
-                names.setdefault(smiles, "")
+                names.setdefault(enumerated, "")
     splits = scaffold_split(list(names))
     return [CorpusMolecule(name, smiles, split) for (smiles, name), split in zip(names.items(), splits, strict=True)]
 
@@ -107,7 +108,7 @@ def _decorate(scaffold: str, count: int) -> Iterator[str]:
     """Canonical SMILES of the scaffold with one, two or three substituents, in a reproducible order."""
     core = Chem.MolFromSmiles(scaffold)
     substituents = [Chem.MolFromSmiles(text) for text in _SUBSTITUENTS]
-    reactions = [AllChem.ReactionFromSmarts(text) for text in (_ON_CARBON, _ON_NITROGEN)]
+    reactions = [rdChemReactions.ReactionFromSmarts(text) for text in (_ON_CARBON, _ON_NITROGEN)]
     rng = random.Random(f"llamo_jax corpus {scaffold}")
     for _ in range(count):
         mol = core
@@ -120,11 +121,9 @@ def _decorate(scaffold: str, count: int) -> Iterator[str]:
 
 
 def _sanitized(mol: Chem.Mol) -> Chem.Mol | None:
-    RDLogger.DisableLog("rdApp.error")  # a refused product is skipped, not reported
-    try:
-        Chem.SanitizeMol(mol)
-    except Chem.MolSanitizeException:
-        return None
-    finally:
-        RDLogger.EnableLog("rdApp.error")
+    with quiet_rdkit():  # a refused product is skipped, not reported
+        try:
+            Chem.SanitizeMol(mol)
+        except Chem.MolSanitizeException:
+            return None
     return mol

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rdkit import Chem
-from rdkit.Chem import Descriptors, FindMolChiralCenters, rdMolDescriptors
+from rdkit.Chem import FindMolChiralCenters, rdMolDescriptors
+from rdkit.Chem.Descriptors import MolWt  # type: ignore[attr-defined]
 
 from data_pipeline.conversation import Message
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups, ring_systems
@@ -48,7 +49,7 @@ def facts_of(mol: Chem.Mol) -> Facts:
     """The facts of one molecule; H-bond donors and acceptors by RDKit's Lipinski-like definitions."""
     return Facts(
         formula=rdMolDescriptors.CalcMolFormula(mol),
-        weight=Descriptors.MolWt(mol),
+        weight=MolWt(mol),
         groups=functional_groups(mol),
         rings=ring_systems(mol),
         aromatic=any(atom.GetIsAromatic() for atom in mol.GetAtoms()),
@@ -62,10 +63,8 @@ def facts_of(mol: Chem.Mol) -> Facts:
 
 
 def describe(facts: Facts, rng: random.Random) -> str:
-    """A description: always the functional groups and the rings, and one or two other facts, in varied order."""
-    others = rng.sample((_formula, _hydrogen_bonds, _stereo, _charge, _elements), k=rng.choice((1, 1, 2)))
-    writers: list[Callable[[Facts, random.Random], str]] = [_groups, _rings, *others]
-    rng.shuffle(writers)
+    """A description: the functional groups, the rings and one other fact, in varied wording."""
+    writers = (_groups, _rings, rng.choice((_formula, _hydrogen_bonds, _stereo, _charge, _elements)))
     sentences = [writer(facts, rng) for writer in writers]
     subject = rng.choice(("The molecule", "This molecule", "This compound"))
     return " ".join([subject + sentences[0], *("It" + sentence for sentence in sentences[1:])])
@@ -138,7 +137,11 @@ def _aromatic(facts: Facts, rng: random.Random) -> str:
 
 
 _QUESTIONS: dict[Callable[[Facts, random.Random], str], Sequence[str]] = {
-    _groups: ("Which functional groups does it have?", "List its functional groups.", "What functional groups are there?"),
+    _groups: (
+        "Which functional groups does it have?",
+        "List its functional groups.",
+        "What functional groups are there?",
+    ),
     _rings: ("Which rings does it contain?", "What ring systems does it have?"),
     _formula: ("What is its formula and mass?", "Give its molecular formula and weight."),
     _hydrogen_bonds: ("How many hydrogen-bond donors and acceptors does it have?",),
@@ -165,8 +168,8 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _article(noun: str) -> str:
-    # "8-membered", "a urea group"
-    return f"{'an' if noun[0] in 'aeio8' else 'a'} {noun}"
+    # By sound: "an 8-membered ring", "an 11-membered ring", "a urea group".
+    return f"{'an' if noun.startswith(('a', 'e', 'i', 'o', '8', '11-', '18-')) else 'a'} {noun}"
 
 
 def _listed(words: Iterable[str]) -> str:

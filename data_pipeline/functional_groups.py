@@ -146,7 +146,7 @@ def functional_groups(mol: Chem.Mol) -> dict[str, int]:
 
 
 def ring_systems(mol: Chem.Mol) -> list[str]:
-    """A phrase for each ring system (rings that share atoms), in order of the first atom: "benzene ring", …"""
+    """A phrase for each ring system (rings that share atoms), in order of the first atom, such as "benzene ring"."""
     systems: list[set[int]] = []
     for ring in map(set, Chem.GetSymmSSSR(mol)):
         joined = [system for system in systems if system & ring]

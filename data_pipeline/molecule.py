@@ -69,7 +69,7 @@ def featurize(smiles: str) -> Molecule:
 
 def parse_smiles(smiles: str) -> Chem.Mol:
     """An RDKit molecule with at least one atom; raises InvalidMoleculeError with RDKit's reason otherwise."""
-    with _quiet_rdkit():
+    with quiet_rdkit():
         mol = Chem.MolFromSmiles(smiles)
         if mol is None:
             raise InvalidMoleculeError(smiles, _refusal(smiles))
@@ -91,7 +91,7 @@ def _refusal(smiles: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_rdkit() -> Iterator[None]:
+def quiet_rdkit() -> Iterator[None]:
     """RDKit's complaints become exceptions here, so they need not be printed as well."""
     blocker = rdBase.BlockLogs()
     try:

@@ -84,11 +84,11 @@ def _groups(mol: Chem.Mol) -> list[frozenset[int]]:
 
 
 def _marked_atoms(mol: Chem.Mol) -> set[int]:
-    limit = {"maxMatches": 10**6}  # RDKit's default of 1000 matches would cut large peptides silently
-    marked = {atom for (atom,) in mol.GetSubstructMatches(_NON_CARBON, **limit)}
-    for match in mol.GetSubstructMatches(_MULTIPLE_BOND, **limit):
+    limit = 10**6  # RDKit's default of 1000 matches would cut large peptides silently
+    marked = {atom for (atom,) in mol.GetSubstructMatches(_NON_CARBON, maxMatches=limit)}
+    for match in mol.GetSubstructMatches(_MULTIPLE_BOND, maxMatches=limit):
         marked.update(match)
-    marked.update(match[0] for match in mol.GetSubstructMatches(_ACETAL_CARBON, **limit))
+    marked.update(match[0] for match in mol.GetSubstructMatches(_ACETAL_CARBON, maxMatches=limit))
     return marked
 
 

@@ -43,7 +43,7 @@ PromptStyle = Callable[[Conversation, bool], Iterator[Piece]]
 
 
 def plain_style(conversation: Conversation, show_smiles: bool) -> Iterator[Piece]:
-    """`<s>User: SMILES [graph] question\\nAssistant: answer</s>User: …`, for models trained from scratch.
+    r"""`<s>User: SMILES [graph] question\nAssistant: answer</s>User: …`, for models trained from scratch.
 
     All molecules stand at the beginning of the first user turn; `show_smiles` False leaves only their graphs. A
     conversation that ends with a user turn ends in the prompt for the answer.
@@ -81,16 +81,12 @@ class PromptEncoder:
         self._style = PROMPT_STYLES[style]
         self._show_smiles = show_smiles
 
-    def encode(
-        self, examples: Sequence[tuple[Conversation, tuple[GraphArrays, ...]]]
-    ) -> list[EncodedConversation]:
+    def encode(self, examples: Sequence[tuple[Conversation, tuple[GraphArrays, ...]]]) -> list[EncodedConversation]:
         """All examples at once: their texts go through the tokenizer together."""
         layouts = [list(self._style(conversation, self._show_smiles)) for conversation, _ in examples]
         texts = [piece.text for layout in layouts for piece in layout if isinstance(piece, Text)]
         ids = iter(self.tokenizer.encode(texts))
-        return [
-            self._assemble(layout, ids, graphs) for layout, (_, graphs) in zip(layouts, examples, strict=True)
-        ]
+        return [self._assemble(layout, ids, graphs) for layout, (_, graphs) in zip(layouts, examples, strict=True)]
 
     def _assemble(
         self, layout: list[Piece], ids: Iterator[list[int]], graphs: tuple[GraphArrays, ...]

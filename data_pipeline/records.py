@@ -4,6 +4,9 @@ A prepared folder holds `records/` (TFDS), `manifest.json`, `rejected.jsonl` and
 `tokenizer/`. It appears under its name only when it is complete.
 """
 
+import contextlib
+import functools
+import io
 import json
 import os
 import shutil
@@ -15,6 +18,7 @@ import numpy as np
 
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
+from data_pipeline.molecule import featurize
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 
 FORMAT_VERSION = "1.0.0"
@@ -29,6 +33,17 @@ class Record(NamedTuple):
 
     conversation: Conversation
     graphs: tuple[GraphArrays, ...]
+
+
+def featurized(conversation: Conversation) -> Record:
+    """The conversation with canonical SMILES and its molecules' arrays; raises InvalidMoleculeError."""
+    molecules = [_featurize(smiles) for smiles in conversation.smiles]
+    canonical = tuple(molecule.smiles for molecule in molecules)
+    return Record(conversation._replace(smiles=canonical), tuple(GraphArrays(*m[1:]) for m in molecules))
+
+
+# Several conversations in a row, and both tasks of the embedded corpus, are often about the same molecule.
+_featurize = functools.lru_cache(maxsize=8192)(featurize)
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -50,15 +65,18 @@ def read_records(folder: str | os.PathLike, split: str) -> list[Record]:
     return [_from_example(example) for example in builder.as_data_source(split)]
 
 
-def write_records(
-    folder: Path, name: str, splits: Mapping[str, Callable[[], Iterator[tuple[str, Record]]]]
-) -> str:
-    """Writes splits of (key, record) pairs as a TFDS dataset below `folder`; returns its path relative to `folder`."""
+RecordSource = Callable[[], Iterator[tuple[str, Record]]]
+"""Yields (key, record) pairs; the keys of a split are distinct and give the order on disk."""
+
+
+def write_records(folder: Path, name: str, splits: Mapping[str, RecordSource]) -> str:
+    """Writes splits as a TFDS dataset below `folder`; returns its path relative to `folder`."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     builder = _builder_class(name)(data_dir=str(folder / "records"), file_format="array_record", splits=splits)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a "downloading" line; nothing is downloaded
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     return str(Path(builder.data_dir).relative_to(folder))
 
 
@@ -89,25 +107,28 @@ class new_folder:  # noqa: N801 - reads as a verb: `with new_folder(path) as par
 def _builder_class(name: str) -> type:
     import tensorflow_datasets as tfds
 
-    class ConversationsBuilder(tfds.core.GeneratorBasedBuilder):
-        """Conversations about molecules, with graphs and motifs precomputed."""
+    # Not registered: several datasets are written in one process, and reading needs no builder class.
+    with tfds.core.registered.skip_registration():
 
-        VERSION = tfds.core.Version(FORMAT_VERSION)
+        class ConversationsBuilder(tfds.core.GeneratorBasedBuilder):
+            """Conversations about molecules, with graphs and motifs precomputed."""
 
-        def __init__(self, *, splits: Mapping[str, Callable[[], Iterator[tuple[str, Record]]]], **kwargs: Any):
-            self._split_sources = splits
-            super().__init__(**kwargs)
+            VERSION = tfds.core.Version(FORMAT_VERSION)
 
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(builder=self, features=_features(), description=type(self).__doc__)
+            def __init__(self, *, splits: Mapping[str, RecordSource], **kwargs: Any):
+                self._sources = splits
+                super().__init__(**kwargs)
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            del dl_manager  # nothing is downloaded
-            return {split: self._generate_examples(split) for split in self._split_sources}
+            def _info(self) -> tfds.core.DatasetInfo:
+                return tfds.core.DatasetInfo(builder=self, features=_features(), description=type(self).__doc__)
 
-        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-            for key, record in self._split_sources[split]():
-                yield key, _to_example(record)
+            def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+                del dl_manager  # nothing is downloaded
+                return {split: self._generate_examples(split) for split in self._sources}
+
+            def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+                for key, record in self._sources[split]():
+                    yield key, _to_example(record)
 
     ConversationsBuilder.name = name
     return ConversationsBuilder

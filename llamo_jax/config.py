@@ -198,7 +198,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if typing.get_origin(hint) is tuple:
         item, *rest = typing.get_args(hint)
         items = [item] * len(value) if rest == [Ellipsis] else [item, *rest]
-        return tuple(_convert(each, entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(items, value, strict=True)))
+        return tuple(
+            _convert(each, entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(items, value, strict=True))
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint):

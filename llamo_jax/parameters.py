@@ -24,15 +24,16 @@ def flatten(state: nnx.State) -> dict[str, Array]:
 
 
 def unflatten(state: nnx.State, arrays: Mapping[str, Array]) -> nnx.State:
-    """`state` with the given arrays instead of its own; raises WeightsError unless names, shapes and dtypes agree."""
+    """`state` with the given arrays instead of its own; raises WeightsError unless names and shapes agree.
+
+    Dtypes may differ: modules compute in the dtype of their inputs, whatever their weights are stored in.
+    """
     names = {path_name(path) for path, _ in _variables(state)}
     check_names(names, arrays)
     for path, variable in _variables(state):
         name = path_name(path)
         if arrays[name].shape != variable.shape:
             raise WeightsError(f"{name}: expected shape {variable.shape}, got {arrays[name].shape}")
-        if arrays[name].dtype != variable.dtype:
-            raise WeightsError(f"{name}: expected dtype {variable.dtype}, got {arrays[name].dtype}")
     return nnx.from_flat_state(
         [(path, variable.replace(arrays[path_name(path)])) for path, variable in _variables(state)]
     )

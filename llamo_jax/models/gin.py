@@ -36,10 +36,10 @@ class GINEncoder(nnx.Module):
         """Node representations of all levels; `atoms` as in `data_pipeline.batch.MoleculeGraphs`.
 
         batch_statistics: normalise with this batch's statistics (of all shards, padding ignored) and update the
-        running ones; otherwise use the running ones. Values at padding atoms are finite and meaningless.
+        running ones; otherwise use the running ones. Padding atoms are zero in all levels.
         """
         mask = jax.vmap(jraph.get_node_padding_mask)(atoms)
-        nodes = self.atom_embedding(atoms.nodes)
+        nodes = jnp.where(mask[..., None], self.atom_embedding(atoms.nodes), 0)
         graphdef, state = nnx.split(self.layers)
         last = np.arange(self.config.num_layers) == self.config.num_layers - 1
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
@@ -48,6 +48,8 @@ class GINEncoder(nnx.Module):
             layer_state, is_last, key = inputs
             layer = nnx.merge(graphdef, layer_state)
             x, running = layer(atoms._replace(nodes=x), mask, is_last, batch_statistics, key)
+            # All padding edges meet in one atom: left alone, it grows a thousandfold per layer and overflows.
+            x = jnp.where(mask[..., None], x, 0)
             return x, (x, running)
 
         _, (levels, running) = jax.lax.scan(step, nodes, (state, last, keys))

@@ -26,16 +26,15 @@ def parameter(
     axes: tuple[str | None, ...],
     *,
     rngs: nnx.Rngs,
-    dtype: str = "float32",
     stack: int | None = None,
     kind: type[nnx.Variable] = nnx.Param,
 ) -> nnx.Variable:
     """A variable with logical axes; with `stack`, that many independent ones along a leading axis "layers"."""
     if stack is None:
-        value = init(rngs.params(), shape, jnp.dtype(dtype))
+        value = init(rngs.params(), shape, jnp.float32)
     else:
         keys = jax.random.split(rngs.params(), stack)
-        value = jax.vmap(lambda key: init(key, shape, jnp.dtype(dtype)))(keys)
+        value = jax.vmap(lambda key: init(key, shape, jnp.float32))(keys)
         axes = ("layers", *axes)
     # eager_sharding off: modules can be built without a mesh; sharded creation happens under jit (see sharding.py)
     return kind(value, out_sharding=axes, eager_sharding=False)
@@ -55,22 +54,22 @@ class Linear(nnx.Module):
         *,
         rngs: nnx.Rngs,
         use_bias: bool = True,
-        dtype: str = "float32",
         stack: int | None = None,
         lora: LoRAConfig | None = None,
     ):
-        self.kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, dtype=dtype, stack=stack)
-        self.bias = parameter(zeros, (out_width,), axes[1:], rngs=rngs, dtype=dtype, stack=stack) if use_bias else None
-        self.lora_a = self.lora_b = None
-        if lora is not None and lora.rank:
-            shapes = ((in_width, lora.rank), (lora.rank, out_width))
-            lora_axes = ((axes[0], None), (None, axes[1]))
-            self.lora_a, self.lora_b = (
-                parameter(init, shape, names, rngs=rngs, stack=stack, kind=nnx.LoRAParam)
-                for init, shape, names in zip((lecun_normal, zeros), shapes, lora_axes, strict=True)
-            )
-            self.lora_scale = lora.alpha / lora.rank
-            self.lora_dropout = lora.dropout
+        self.kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
+        self.bias = parameter(zeros, (out_width,), axes[1:], rngs=rngs, stack=stack) if use_bias else None
+        if lora is None or lora.rank == 0:
+            self.lora_a = self.lora_b = None
+            return
+        self.lora_a = parameter(
+            lecun_normal, (in_width, lora.rank), (axes[0], None), rngs=rngs, stack=stack, kind=nnx.LoRAParam
+        )
+        self.lora_b = parameter(
+            zeros, (lora.rank, out_width), (None, axes[1]), rngs=rngs, stack=stack, kind=nnx.LoRAParam
+        )
+        self.lora_scale = lora.alpha / lora.rank
+        self.lora_dropout = lora.dropout
 
     def __call__(
         self, x: Float[Array, "*batch in_width"], dropout_key: Key[Array, ""] | None = None
@@ -87,8 +86,8 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation as in LLaMA: in float32, cast back before the scale is applied."""
 
-    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs, dtype: str, stack: int | None = None):
-        self.scale = parameter(ones, (width,), ("embed",), rngs=rngs, dtype=dtype, stack=stack)
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs, stack: int | None = None):
+        self.scale = parameter(ones, (width,), ("embed",), rngs=rngs, stack=stack)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -142,8 +141,8 @@ class BatchNorm(nnx.Module):
             unbiased = var * count / jnp.maximum(count - 1, 1)
             # A batch without any molecule says nothing about the statistics.
             rate = jnp.where(count > 0, self.momentum, 0.0)
-            running = tuple(
-                jax.lax.stop_gradient(old + rate * (new - old)) for old, new in zip(running, (mean, unbiased), strict=True)
+            running = jax.lax.stop_gradient(
+                (running[0] + rate * (mean - running[0]), running[1] + rate * (unbiased - running[1]))
             )
         y = (x - mean) * jax.lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]
         return y, running

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
 from llamo_jax.models import layers
+from llamo_jax.models.attention import attention
 
 ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
 MLP_PROJECTIONS = ("gate", "up", "down")
@@ -29,8 +30,7 @@ class LlamaDecoder(nnx.Module):
     Layers are one stacked module: every parameter has a leading "layers" axis.
     """
 
-    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, compute_dtype: str, weight_dtype: str, remat: str,
-                 rngs: nnx.Rngs):  # fmt: skip
+    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, compute_dtype: str, remat: str, rngs: nnx.Rngs):
         unknown = set(lora.targets) - {*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS}
         if unknown:
             raise ConfigError(f"lora.targets: unknown projections {sorted(unknown)}")
@@ -40,16 +40,17 @@ class LlamaDecoder(nnx.Module):
         self.compute_dtype = compute_dtype
         self.remat = remat
         embedding = (config.vocab_size, config.width)
-        self.embedding = layers.parameter(
-            layers.normal(0.02), embedding, ("vocab", "embed"), rngs=rngs, dtype=weight_dtype
+        # As large as what the layers add to it; where it is the output matrix as well, logits must start small.
+        scale = config.width**-0.5 if config.tie_embeddings else 1.0
+        self.embedding = layers.parameter(layers.normal(scale), embedding, ("vocab", "embed"), rngs=rngs)
+        self.layers = DecoderLayer(config, lora, rngs=rngs, stack=config.num_layers)
+        self.norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs)
+        head = ("embed", "vocab")
+        self.lm_head = (
+            None
+            if config.tie_embeddings
+            else layers.Linear(config.width, config.vocab_size, head, use_bias=False, rngs=rngs)
         )
-        self.layers = DecoderLayer(config, lora, dtype=weight_dtype, rngs=rngs, stack=config.num_layers)
-        self.norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=weight_dtype)
-        self.lm_head = None
-        if not config.tie_embeddings:
-            self.lm_head = layers.Linear(
-                config.width, config.vocab_size, ("embed", "vocab"), use_bias=False, rngs=rngs, dtype=weight_dtype
-            )
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings in the compute dtype."""
@@ -86,10 +87,7 @@ class LlamaDecoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """float32 logits over the vocabulary."""
-        if self.lm_head is None:
-            kernel = self.embedding[...].T
-        else:
-            kernel = self.lm_head.kernel[...]
+        kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
@@ -102,23 +100,23 @@ class LlamaDecoder(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU MLP, created as a stack and called on one slice of it."""
 
-    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, dtype: str, rngs: nnx.Rngs, stack: int):
+    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, rngs: nnx.Rngs, stack: int):
         self.config = config
         heads, kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
 
         def linear(name: str, in_width: int, out_width: int, axes: tuple[str, str]) -> layers.Linear:
             return layers.Linear(
-                in_width, out_width, axes, rngs=rngs, dtype=dtype, stack=stack,
+                in_width, out_width, axes, rngs=rngs, stack=stack,
                 use_bias=config.qkv_bias and name in ("query", "key", "value"),
                 lora=lora if name in lora.targets else None,
             )  # fmt: skip
 
-        self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=dtype, stack=stack)
+        self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
         self.query = linear("query", config.width, heads, ("embed", "heads"))
         self.key = linear("key", config.width, kv, ("embed", "kv_heads"))
         self.value = linear("value", config.width, kv, ("embed", "kv_heads"))
         self.output = linear("output", heads, config.width, ("heads", "embed"))
-        self.mlp_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, dtype=dtype, stack=stack)
+        self.mlp_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
         self.gate = linear("gate", config.width, config.mlp_width, ("embed", "mlp"))
         self.up = linear("up", config.width, config.mlp_width, ("embed", "mlp"))
         self.down = linear("down", config.mlp_width, config.width, ("mlp", "embed"))
@@ -138,11 +136,11 @@ class DecoderLayer(nnx.Module):
         q = apply_rope(_split(self.query(h, layers.fold_key(dropout_key, 0)), head), cos, sin)
         k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
         v = _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
-        if cache is not None:
+        if cache is not None and cache_index is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache_index, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache_index, axis=1)
             cache = KVCache(k, v)
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        attended = attention(q, k, v, mask)
         x += self.output(attended.reshape(*x.shape[:2], -1), layers.fold_key(dropout_key, 3))
         h = self.mlp_norm(x)
         gate = jax.nn.silu(self.gate(h, layers.fold_key(dropout_key, 4)))

@@ -17,9 +17,9 @@ from llamo_jax.models.projector import MultiLevelProjector
 
 
 class LLaMo(nnx.Module):
-    """The whole model (arXiv 2411.00871). `language_model_dtype` overrides the dtype of the decoder's weights."""
+    """The whole model (arXiv 2411.00871)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, language_model_dtype: str = "float32"):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.graph_encoder = GINEncoder(config.graph_encoder, rngs=rngs)
         self.projector = MultiLevelProjector(
@@ -29,7 +29,6 @@ class LLaMo(nnx.Module):
             config.language_model,
             config.lora,
             compute_dtype=config.compute_dtype,
-            weight_dtype=language_model_dtype,
             remat=config.remat,
             rngs=rngs,
         )

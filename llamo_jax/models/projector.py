@@ -1,5 +1,6 @@
 """Multi-level graph projector: a fixed number of graph tokens from all GNN levels and the motifs."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class MultiLevelProjector(nnx.Module):
         widths = [graph_width] + [out_width] * config.depth
         self.mlp = nnx.List(
             layers.Linear(a, b, ("graph" if i == 0 else "embed", None), rngs=rngs)
-            for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
         )
 
     def __call__(
@@ -93,17 +94,28 @@ class SegmentAttention(nnx.Module):
             v = _heads(module.value(items), self.num_heads)
             scores = jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5
 
-            def pool(scores: Array, v: Array, ids: Array) -> Array:
-                weights = jraph.segment_softmax(scores, ids, num_segments)
-                return jraph.segment_sum(weights[..., None] * v[:, None], ids, num_segments)
-
-            pooled = jax.vmap(pool)(scores, v, segment_ids)  # S G P h F/h
-            return module.out(pooled.reshape(*pooled.shape[:-2], -1))
+            pooled = jax.vmap(_segment_pool, in_axes=(0, 0, 0, None))(scores, v, segment_ids, num_segments)
+            return module.out(pooled.reshape(*pooled.shape[:-2], -1))  # S G P F
 
         if self.stack == 1:
             state = jax.tree.map(lambda x: x[0], state)
             return jax.vmap(attend, in_axes=(None, 0, 0))(state, queries, items)
         return jax.vmap(attend)(state, queries, items)
+
+
+def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -> Array:
+    """Values N h f, averaged in each segment with softmax weights from scores N P h: G P h f; zeros where empty.
+
+    `jraph.segment_softmax` would do, but its gradient also goes through the maximum, and dividing every item's weight
+    costs another gather; so the division comes last here.
+    """
+    largest = jax.lax.stop_gradient(jraph.segment_max(scores, ids, num_segments))
+    weights = jnp.exp(scores - largest[ids])
+    total = jraph.segment_sum(weights, ids, num_segments)
+    # One query at a time: the gradient of a product over all of them is a slow strided reduction on CPU.
+    weighted = [weights[:, query, :, None] * values for query in range(weights.shape[1])]
+    pooled = jnp.stack([jraph.segment_sum(items, ids, num_segments) for items in weighted], axis=1)
+    return pooled / jnp.maximum(total, 1)[..., None]  # at least exp(0), except where the segment is empty
 
 
 def _slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:

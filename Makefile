@@ -1,0 +1,32 @@
+# `make train` and `make test` work on a machine with Python 3.11 or newer, git and make; VENV and PYTHON can be set.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python launch.py --config configs/stage1.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-%: setup.py constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e '.[$*]'
+	touch $@

@@ -1,0 +1,149 @@
+"""Model and batch sizes by preset; the stages in configs/stage1.py and configs/stage2.py build on them."""
+
+from ml_collections import ConfigDict
+
+from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
+
+
+def _model(*, graph_width: int, projector_depth: int, language_model: dict, compute_dtype: str, remat: str) -> dict:
+    return {
+        "graph_encoder": {
+            "atom_cardinalities": ATOM_CARDINALITIES,
+            "bond_cardinalities": BOND_CARDINALITIES,
+            "width": graph_width,
+            "num_layers": 5,
+            "dropout": 0.0,
+        },
+        "projector": {
+            "motif_features": MOTIF_FEATURES,
+            "num_motif_queries": 4,
+            "num_level_queries": 4,
+            "num_heads": 4,
+            "depth": projector_depth,
+            "layer_norm_eps": 1e-5,
+            "share_level_attention": False,
+        },
+        "language_model": language_model,
+        "lora": {"rank": 0, "alpha": 32.0, "dropout": 0.0, "targets": ("query", "value")},
+        "compute_dtype": compute_dtype,
+        "frozen_dtype": "float32" if compute_dtype == "float32" else "bfloat16",
+        "remat": remat,
+        "loss_chunk": 8192,
+    }
+
+
+def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: int, **changes: object) -> dict:
+    """A decoder's sizes; the constants are Llama-2's unless changed."""
+    return {
+        "vocab_size": vocab,
+        "width": width,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_width": width // heads,
+        "mlp_width": mlp,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-5,
+        "qkv_bias": False,
+        "tie_embeddings": False,
+        **changes,
+    }
+
+
+def _rows(rows: int, tokens: int, molecules: int, atoms: int, motifs: int) -> dict:
+    """Rows of a batch, and what one row holds; see data_pipeline.batch."""
+    return {
+        "rows": rows,
+        "tokens_per_row": tokens,
+        "molecules_per_row": molecules,
+        "atoms_per_row": atoms,
+        "edges_per_row": 2 * atoms + 16,
+        "motifs_per_row": motifs,
+    }
+
+
+PRESETS = {
+    # Any laptop: trains in minutes on two CPU cores.
+    "tiny": {
+        "model": _model(
+            graph_width=64,
+            projector_depth=2,
+            language_model=_llama(2048, 128, 2, 4, 4, 344),
+            compute_dtype="float32",
+            remat="none",
+        ),
+        "data": _rows(rows=8, tokens=256, molecules=5, atoms=72, motifs=32),
+        "from_scratch": True,
+        "stage1_steps": 700,
+        "stage2_steps": 200,
+        "warmup_steps": 40,
+    },
+    # About 100 million parameters, from scratch on one accelerator.
+    "small": {
+        "model": _model(
+            graph_width=300,
+            projector_depth=6,
+            language_model=_llama(2048, 768, 12, 12, 12, 2048, tie_embeddings=True),
+            compute_dtype="bfloat16",
+            remat="none",
+        ),
+        "data": _rows(rows=64, tokens=512, molecules=8, atoms=256, motifs=96),
+        "from_scratch": True,
+        "stage1_steps": 20000,
+        "stage2_steps": 10000,
+        "warmup_steps": 500,
+    },
+    # The paper: Llama-2-7b-chat, with LoRA in stage 2.
+    "llama2_7b": {
+        "model": _model(
+            graph_width=300,
+            projector_depth=6,
+            language_model=_llama(32000, 4096, 32, 32, 32, 11008),
+            compute_dtype="bfloat16",
+            remat="full",
+        ),
+        "data": _rows(rows=64, tokens=512, molecules=8, atoms=384, motifs=160),
+        "from_scratch": False,
+        "stage1_steps": 40000,
+        "stage2_steps": 40000,
+        "warmup_steps": 1000,
+    },
+    "llama3_8b": {
+        "model": _model(
+            graph_width=300,
+            projector_depth=6,
+            language_model=_llama(128256, 4096, 32, 32, 8, 14336, rope_theta=500000.0),
+            compute_dtype="bfloat16",
+            remat="full",
+        ),
+        "data": _rows(rows=64, tokens=512, molecules=8, atoms=384, motifs=160),
+        "from_scratch": False,
+        "stage1_steps": 40000,
+        "stage2_steps": 40000,
+        "warmup_steps": 1000,
+    },
+    "qwen2_7b": {
+        "model": _model(
+            graph_width=300,
+            projector_depth=6,
+            language_model=_llama(
+                152064, 3584, 28, 28, 4, 18944, rope_theta=1000000.0, rms_norm_eps=1e-6, qkv_bias=True
+            ),
+            compute_dtype="bfloat16",
+            remat="full",
+        ),
+        "data": _rows(rows=64, tokens=512, molecules=8, atoms=384, motifs=160),
+        "from_scratch": False,
+        "stage1_steps": 40000,
+        "stage2_steps": 40000,
+        "warmup_steps": 1000,
+    },
+}
+
+
+def preset(name: str) -> ConfigDict:
+    """The preset's model and data sizes; raises ValueError, naming the known ones, if there is none of that name."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return ConfigDict(PRESETS[name])

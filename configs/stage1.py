@@ -1,0 +1,56 @@
+"""Stage 1, alignment: molecules and their descriptions.
+
+    python launch.py --config configs/stage1.py                 # preset tiny, on the embedded corpus
+    python launch.py --config configs/stage1.py:PRESET --config.data.source=DIR
+
+In `tiny` and `small` there is no pretrained language model, so everything is trained. With a pretrained one,
+stage 1 trains the graph encoder and the projector, as in the paper.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.presets import preset as get_preset
+
+_EVERYTHING = ((".*", True),)
+_GRAPH_SIDE = (("language_model/.*", False), (".*", True))
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The run's configuration; see llamo_jax.config for every field."""
+    sizes = get_preset(preset)
+    from_scratch = sizes.from_scratch
+    return ConfigDict(
+        {
+            "name": "stage1",
+            "preset": preset,
+            "seed": 0,
+            "init_from": "",
+            "sample_smiles": ("CC(=O)Oc1ccccc1C(=O)O",),
+            "model": sizes.model,
+            "prompt": {"style": "plain", "show_smiles": True},
+            "data": {
+                "source": "embedded",
+                "task": "description",
+                "tokenizer": "embedded",
+                "cache_dir": "data",
+                **sizes.data,
+            },
+            "train": {
+                "steps": sizes.stage1_steps,
+                "accumulate": 1,
+                "learning_rate": 3e-3 if from_scratch else 1e-4,
+                "final_learning_rate": 1e-4 if from_scratch else 1e-5,
+                "warmup_steps": sizes.warmup_steps,
+                "weight_decay": 0.05,
+                "adam_b1": 0.9,
+                "adam_b2": 0.98 if from_scratch else 0.999,
+                "clip": 1.0,
+                "log_every": 20,
+                "eval_every": 200,
+                "checkpoint_every": 200,
+                "keep_checkpoints": 2,
+                "trainable": _EVERYTHING if from_scratch else _GRAPH_SIDE,
+            },
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        }
+    )

@@ -1,0 +1,24 @@
+"""Stage 2, instruction tuning: multi-turn conversations, from the weights of stage 1.
+
+    python launch.py --config configs/stage2.py                 # preset tiny, from runs/stage1-tiny
+    python launch.py --config configs/stage2.py:PRESET --config.init_from=DIR --config.data.source=DIR
+
+Trains the projector and LoRA adapters; graph encoder and language model are frozen (paper, section 3.3).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import stage1
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The run's configuration; see llamo_jax.config for every field."""
+    config = stage1.get_config(preset)
+    config.name = "stage2"
+    config.init_from = f"runs/stage1-{preset}"
+    config.data.task = "instruction"
+    config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": ("query", "value")}
+    config.train.steps = stage1.get_preset(preset).stage2_steps
+    config.train.learning_rate = 1e-3 if preset in ("tiny", "small") else 1e-4
+    config.train.trainable = ((r".*/lora_[ab]", True), ("projector/.*", True), (".*", False))
+    return config

@@ -1,0 +1,32 @@
+"""Trains a model: `python launch.py --config configs/stage1.py[:preset] [--workdir DIR] [--config.train.steps=N ...]`.
+
+Run the same command again to continue an interrupted run.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:preset]; fields with --config.FIELD=VALUE")
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default: runs/NAME-PRESET")
+flags.mark_flag_as_required("config")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the configuration that the flags describe."""
+    if arguments[1:]:
+        sys.exit(f"launch.py: unexpected arguments {arguments[1:]}; fields are set with --config.FIELD=VALUE")
+    # Imported after the flags are parsed, so that --help and a wrong flag answer at once.
+    from llamo_jax import runs
+
+    try:
+        config = runs.read_config(_CONFIG.value)
+        runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
+    except runs.UserError as error:
+        sys.exit(f"launch.py: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,56 @@
+"""The assistant: a trained model that answers questions about molecules."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.prompt import PromptEncoder
+from data_pipeline.tokenizer import TextTokenizer
+from llamo_jax import sharding
+from llamo_jax.config import MeshConfig
+from llamo_jax.generation.generator import Generator
+from llamo_jax.training import checkpoints
+from llamo_jax.training.model import abstract_arrays, define_model
+
+
+class Assistant:
+    """Answers questions, one at a time or in batches; made by `Assistant.load`."""
+
+    def __init__(self, generator: Generator):
+        self.generator = generator
+
+    @classmethod
+    def load(cls, checkpoint_dir: str | os.PathLike, *, max_new_tokens: int = 128) -> "Assistant":
+        """From a run's workdir; raises CheckpointError if it is none, or the run it started from changed."""
+        config = checkpoints.read_config(checkpoint_dir)
+        definition = define_model(config.model)
+        mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
+        abstract = abstract_arrays(definition, config.model, mesh, trained={})
+        arrays, _ = checkpoints.load_weights(checkpoint_dir, abstract)
+        tokenizer = TextTokenizer.load(Path(checkpoint_dir) / "tokenizer")
+        prompt = config.prompt
+        encoder = PromptEncoder(
+            tokenizer, config.model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles
+        )
+        return cls(Generator(definition, arrays, encoder, max_new_tokens=max_new_tokens))
+
+    def ask(self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()) -> str:
+        """The answer to a question about the molecules, after earlier (question, answer) turns.
+
+        Raises InvalidMoleculeError if a SMILES is refused.
+        """
+        return self.generator.answer([_conversation(question, smiles, history)])[0]
+
+    def answer_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Answers to requests {"question", "smiles", "history"} (the last two optional), decoded together."""
+        return self.generator.answer([_conversation(**request) for request in requests])
+
+
+def _conversation(
+    question: str, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()
+) -> Conversation:
+    turns = [Message(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+    shown = (smiles,) if isinstance(smiles, str) else tuple(smiles)
+    return Conversation(shown, (*turns, Message("user", question)))

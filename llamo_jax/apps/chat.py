@@ -1,0 +1,54 @@
+r"""Chat about a molecule in the terminal.
+
+    python -m llamo_jax.apps.chat --checkpoint runs/stage1-tiny --smiles 'CC(=O)Oc1ccccc1C(=O)O' \
+        --question 'Describe this molecule.'
+
+Without --question, questions are read line by line; earlier turns stay in the conversation.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_pipeline.molecule import parse_smiles
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="llamo_jax.apps.chat", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run's workdir")
+    parser.add_argument("--smiles", action="append", default=[], help="the molecule; repeat for several")
+    parser.add_argument("--question", help="ask this one question and exit")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    options = parser.parse_args(arguments)
+
+    from llamo_jax import runs
+    from llamo_jax.apps.assistant import Assistant
+
+    try:
+        for smiles in options.smiles:
+            parse_smiles(smiles)  # before the model is loaded
+        assistant = Assistant.load(options.checkpoint, max_new_tokens=options.max_new_tokens)
+        history: list[tuple[str, str]] = []
+        for question in [options.question] if options.question else _typed_questions():
+            answer = assistant.ask(question, smiles=options.smiles, history=history)
+            history.append((question, answer))
+            print(answer, flush=True)
+    except runs.UserError as error:
+        sys.exit(f"llamo_jax.apps.chat: {error}")
+
+
+def _typed_questions():
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if question:
+            yield question
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The training loop of both stages, from top to bottom."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipeline.batch import Batch
+from data_pipeline.loader import PackedDataset
+from llamo_jax import parameters, sharding
+from llamo_jax.config import Config, ConfigError
+from llamo_jax.training import checkpoints, metrics
+from llamo_jax.training.model import abstract_arrays, define_model, initial_arrays, statistics_names
+from llamo_jax.training.step import Arrays, ModelDefinition, TrainState, make_eval_step, make_train_step
+from llamo_jax.training.trainable import (
+    describe_trainable,
+    learning_rate_schedule,
+    make_optimizer,
+    select_trainable,
+)
+
+Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
+"""Answers of the model with these arrays, as JSON objects for samples.jsonl."""
+
+
+class Data(NamedTuple):
+    """What a run reads."""
+
+    train: PackedDataset
+    validation: PackedDataset | None
+
+
+def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sampler | None = None) -> TrainState:
+    """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir` if there is one.
+
+    Weights come from, in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
+    new run, the run `config.init_from`; (3) fresh initial values.
+    """
+    settings = config.train
+    definition = define_model(config.model)
+    statistics = statistics_names(definition)
+    variables = {parameters.path_name(path): v for path, v in nnx.to_flat_state(definition.variables)}
+    trained = select_trainable([name for name in variables if name not in statistics], settings.trainable)
+    print(describe_trainable({name: variables[name] for name in trained}, trained))
+
+    trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
+    abstract = abstract_arrays(definition, config.model, mesh, trained)
+    optimizer = make_optimizer(settings)
+    abstract_state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
+    train_step = make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed)
+    eval_step = make_eval_step(definition)
+    schedule = learning_rate_schedule(settings)
+
+    with checkpoints.Checkpoints(workdir, keep=settings.keep_checkpoints) as saved:
+        state = saved.restore(abstract_state)
+        restored = set() if state is None else {*state.trained, *state.statistics}
+        arrays = _starting_weights(config, workdir, abstract, restored)
+        frozen = {name: arrays.pop(name) for name in abstract if name in trained and not trained[name]}
+        state = state or _new_state(arrays, abstract_state, optimizer)
+        first_step = step = int(state.step)
+        log = metrics.MetricsLog(workdir, step)
+        samples = _Samples(workdir, sampler, definition)
+        if step == 0:
+            samples.write(0, state, frozen)
+        else:
+            print(f"continuing from step {step} in {workdir}")
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            if data.validation is None:
+                return {}
+            sums = [eval_step(state, frozen, sharding.put_batch(b, mesh)) for b in data.validation.evaluation_batches()]
+            total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
+            return {"validation_loss": total / count}
+
+        stream = _accumulated(data.train.training_batches(config.seed, step * settings.accumulate), settings.accumulate)
+        progress = metrics.Progress(step, settings.steps)
+        pending: list[tuple[dict, int]] = []
+        for step, batches in zip(range(first_step + 1, settings.steps + 1), stream, strict=False):
+            state, values = train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
+            pending.append((values, int(np.count_nonzero(batches.segments))))
+            last = step == settings.steps
+            if step % settings.log_every == 0 or last:
+                line = _summary(pending) | {"learning_rate": float(schedule(step - 1))}
+                if not np.isfinite(line["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {line['loss']} at step {step}; lower config.train.learning_rate"
+                    )
+                line["tokens_per_second"], left = progress.measure(step, sum(tokens for _, tokens in pending))
+                pending = []
+                with progress.pause():
+                    if step % settings.eval_every == 0 or last:
+                        line |= evaluate(state)
+                    log.write(step, line)
+                    print(_readable(step, settings.steps, line, left), flush=True)
+            if step % settings.checkpoint_every == 0 or last:
+                with progress.pause():
+                    saved.save(state)
+        samples.write(step, state, frozen)
+        log.close()
+    return state
+
+
+def _abstract_state(
+    abstract: dict, trained: dict[str, bool], statistics: set[str], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes and shardings of the TrainState; the optimizer's moments are sharded like their parameters."""
+    parameters_ = {name: spec for name, spec in abstract.items() if trained.get(name)}
+    if not parameters_:
+        raise ConfigError("config.train.trainable selects no parameter")
+    moments = jax.eval_shape(optimizer.init, parameters_)
+    replicated = sharding.replicated(mesh)
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        place = parameters_[names[-1]].sharding if names else replicated
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
+        trained=parameters_,
+        statistics={name: abstract[name] for name in abstract if name in statistics},
+        optimizer=jax.tree_util.tree_map_with_path(place, moments),
+    )
+
+
+def _starting_weights(config: Config, workdir: Path, abstract: dict, have: set[str]) -> Arrays:
+    """Arrays for the names of `abstract` that are not in `have`: from `init_from`, the rest freshly drawn."""
+    arrays: Arrays = {}
+    if config.init_from:
+        base = checkpoints.read_base(workdir)
+        if base is None:
+            # everything the base run has, so that the digest covers all that this run may need of it
+            arrays, step = checkpoints.load_weights(config.init_from, abstract)
+            base = checkpoints.Base(Path(config.init_from).resolve(), step, checkpoints.digest(arrays))
+            checkpoints.write_base(workdir, base)
+        else:
+            arrays, _ = checkpoints.load_weights_at(base, abstract)
+        print(f"weights from {base.folder.name} at step {base.step}")
+    wanted = {name: spec for name, spec in abstract.items() if name not in have and name not in arrays}
+    fresh = initial_arrays(config.model, wanted, config.seed) if wanted else {}
+    return {name: array for name, array in {**arrays, **fresh}.items() if name not in have}
+
+
+def _new_state(arrays: Arrays, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    trained = {name: arrays[name] for name in abstract.trained}
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
+        trained=trained,
+        statistics={name: arrays[name] for name in abstract.statistics},
+        # out_shardings: zeros do not inherit their parameter's sharding, moments would be replicated
+        optimizer=jax.jit(optimizer.init, out_shardings=shardings.optimizer)(trained),
+    )
+
+
+def _accumulated(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Groups of `count` batches, stacked along a new leading axis."""
+    while group := list(itertools.islice(batches, count)):
+        yield jax.tree.map(lambda *arrays: np.stack(arrays), *group)
+
+
+def _summary(pending: list[tuple[dict, int]]) -> dict[str, float]:
+    """Means over the steps since the last line; losses weighted by their targets."""
+    values = [jax.device_get(values) for values, _ in pending]
+    targets = sum(int(v["targets"]) for v in values)
+    return {
+        "loss": float(sum(v["loss"] * v["targets"] for v in values) / max(targets, 1)),
+        "grad_norm": float(np.mean([v["grad_norm"] for v in values])),
+        "target_tokens": targets,
+    }
+
+
+def _readable(step: int, steps: int, line: dict[str, float], left: str) -> str:
+    validation = f"  validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
+    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+    return f"step {step:>6}/{steps}  loss {line['loss']:.4f}{validation}  {speed}  {left} left"
+
+
+class _Samples:
+    """Answers before and after training, appended to samples.jsonl."""
+
+    def __init__(self, workdir: Path, sampler: Sampler | None, definition: ModelDefinition):
+        self._path = workdir / "samples.jsonl"
+        self._sampler = sampler
+        self._definition = definition
+
+    def write(self, step: int, state: TrainState, frozen: Arrays) -> None:
+        """Answers of the model as it is now."""
+        if self._sampler is None:
+            return
+        answers = self._sampler(self._definition, {**frozen, **state.trained, **state.statistics})
+        with self._path.open("a") as file:
+            for answer in answers:
+                file.write(json.dumps({"step": step, **answer}) + "\n")
+        for answer in answers:
+            print(f"  {answer['smiles']}  {answer['question']}\n    {answer['answer']}", flush=True)

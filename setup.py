@@ -1,0 +1,56 @@
+"""Package metadata. Install with `pip install -e . -c constraints.txt`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamo_jax" / "__init__.py").read_text()).group(1)
+
+TEST = ["pytest>=8.4", "hypothesis>=6.150", "chex>=0.1.92", "beartype>=0.22", "safetensors>=0.6"]
+
+setup(
+    name="llamo_jax",
+    version=VERSION,
+    description="LLaMo in JAX: a language model that looks at molecular graphs",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["llamo_jax*", "data_pipeline*", "configs*", "benchmarks*"]),
+    install_requires=[
+        # jax 0.11 removed a class that flax 0.12 subclasses.
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "jraph>=0.0.6.dev0",
+        # Orbax renames functions of its v1 interface between minor versions.
+        "orbax-checkpoint>=0.12.4,<0.13",
+        "transformers>=5.20",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "rdkit>=2025.9.1",
+        "tensorflow-datasets>=4.9.9",
+        "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "array_record>=0.8.1",
+        # TFDS 4.9.10 imports it and does not declare it.
+        "importlib_resources>=6",
+        "ml-collections>=1.1.0",
+        "absl-py>=2.3",
+        "jaxtyping>=0.3.3",
+        "numpy>=2.1",
+        "tqdm>=4.67",
+        "tensorboardX>=2.6.4",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
+        "beam": ["apache-beam>=2.70"],
+        "convert": ["torch>=2.7", "peft>=0.18"],
+        "demo": ["gradio>=6"],
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"],
+    },
+)

@@ -1,0 +1,45 @@
+"""Settings of every test run: eight CPU devices, checked shapes, strict dtypes; and the reference data."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+install_import_hook("llamo_jax.models", "beartype.beartype")
+
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Inputs, weights and outputs of the original implementation."""
+    folder = SHARED / "golden" / "public"
+    if not folder.is_dir():
+        pytest.skip("needs the reference values in ../shared/golden/public")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real molecules and texts."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real data in ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus, prepared once per test run."""
+    from data_pipeline.prepare import prepare_embedded
+
+    return prepare_embedded(tmp_path_factory.mktemp("data"))

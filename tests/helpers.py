@@ -1,0 +1,158 @@
+"""What several tests need: small models, asymmetric batches, golden files as our types."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipeline.batch import Batch, BatchShape, EncodedConversation, GraphArrays, RowSize, collate
+from data_pipeline.molecule import featurize
+from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
+from llamo_jax import parameters
+from llamo_jax.config import DecoderConfig, GraphEncoderConfig, LoRAConfig, ModelConfig, ProjectorConfig
+from llamo_jax.models import LLaMo
+
+# Unequal sizes; no motif (methane), a salt, a single atom, rings, charges.
+SMILES = ("CC(=O)Oc1ccccc1C(=O)O", "C", "[Na+].[Cl-]", "O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O", "C[N+](C)(C)CC(=O)[O-]")
+
+
+def model_config(
+    *,
+    vocab_size: int = 96,
+    num_kv_heads: int = 2,
+    lora_rank: int = 0,
+    graph_width: int = 24,
+    loss_chunk: int = 10_000,
+    **language_model: object,
+) -> ModelConfig:
+    """A model that compiles in seconds."""
+    sizes = {
+        "vocab_size": vocab_size,
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": num_kv_heads,
+        "head_width": 8,
+        "mlp_width": 48,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "rms_norm_eps": 1e-5,
+        "qkv_bias": False,
+        "tie_embeddings": False,
+    }
+    return ModelConfig(
+        graph_encoder=GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, graph_width, 5, 0.0),
+        projector=ProjectorConfig(MOTIF_FEATURES, 4, 4, 4, 2, 1e-5, False),
+        language_model=DecoderConfig(**(sizes | language_model)),
+        lora=LoRAConfig(lora_rank, 32.0, 0.0, ("query", "value")),
+        compute_dtype="float32",
+        frozen_dtype="float32",
+        remat="none",
+        loss_chunk=loss_chunk,
+    )
+
+
+def graph_arrays(smiles: str) -> GraphArrays:
+    """A molecule's arrays as they enter a batch."""
+    return GraphArrays(*featurize(smiles)[1:])
+
+
+def conversation(smiles: tuple[str, ...], length: int, seed: int, num_graph_tokens: int = 28) -> EncodedConversation:
+    """Random text around the graph tokens of the molecules; the last third is to be predicted."""
+    rng = np.random.default_rng(seed)
+    total = length + num_graph_tokens * len(smiles)
+    molecule = np.full(total, -1, np.int32)
+    query = np.zeros(total, np.int32)
+    for index in range(len(smiles)):
+        start = 2 + index * num_graph_tokens
+        molecule[start : start + num_graph_tokens] = index
+        query[start : start + num_graph_tokens] = np.arange(num_graph_tokens)
+    tokens = np.where(molecule < 0, rng.integers(3, 90, total), 0).astype(np.int32)
+    is_target = (np.arange(total) >= total - length // 3) & (molecule < 0)
+    return EncodedConversation(tokens, is_target, molecule, query, tuple(map(graph_arrays, smiles)))
+
+
+def rows() -> list[list[EncodedConversation]]:
+    """Eight packed rows of unequal content: one or two molecules, text only, and an empty row."""
+    s = SMILES
+    return [
+        [conversation((s[0],), 21, 0), conversation((), 9, 1)],
+        [conversation((s[1],), 12, 2)],
+        [conversation((s[2], s[3]), 15, 3)],
+        [conversation((s[4],), 30, 4)],
+        [],
+        [conversation((s[5],), 18, 5), conversation((s[1],), 11, 6)],
+        [conversation((), 25, 7)],
+        [conversation((s[3],), 20, 8)],
+    ]
+
+
+def batch(shards: int = 1, row: RowSize | None = None) -> Batch:
+    """The rows above as one batch."""
+    row = row or RowSize(tokens=96, molecules=2, atoms=20, edges=40, motifs=10)
+    return collate(rows(), BatchShape(8, shards, row))
+
+
+def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:
+    """A model's definition and randomised arrays: also biases, norms, statistics and adapters are not trivial."""
+    from llamo_jax.training.model import define_model
+
+    arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
+    keys = jax.random.split(jax.random.key(seed + 1), len(arrays))
+    noisy = {
+        name: array + 0.1 * jnp.abs(jax.random.normal(key, array.shape))
+        for key, (name, array) in zip(keys, arrays.items(), strict=True)
+    }
+    return define_model(config), noisy
+
+
+def load(module: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
+    """The module with these arrays, strictly."""
+    graphdef, state = nnx.split(module)
+    return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
+
+
+def golden_config(golden: Path, variant: str, lora_rank: int = 0) -> ModelConfig:
+    """The configuration of the original's model with the language model lm_{variant}."""
+    hf = json.loads((golden / f"lm_{variant}" / "config.json").read_text())
+    return ModelConfig(
+        graph_encoder=GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, 300, 5, 0.0),
+        projector=ProjectorConfig(MOTIF_FEATURES, 4, 4, 4, 6, 1e-5, share_level_attention=True),
+        language_model=DecoderConfig(
+            vocab_size=hf["vocab_size"],
+            width=hf["hidden_size"],
+            num_layers=hf["num_hidden_layers"],
+            num_heads=hf["num_attention_heads"],
+            num_kv_heads=hf["num_key_value_heads"],
+            head_width=hf["hidden_size"] // hf["num_attention_heads"],
+            mlp_width=hf["intermediate_size"],
+            rope_theta=hf["rope_theta"],
+            rope_scaling=None,
+            rms_norm_eps=hf["rms_norm_eps"],
+            qkv_bias=False,
+            tie_embeddings=False,
+        ),
+        lora=LoRAConfig(lora_rank, 32.0, 0.05, ("query", "value")),
+        compute_dtype="float32",
+        frozen_dtype="float32",
+        remat="none",
+        loss_chunk=10_000,
+    )
+
+
+def golden_graphs(arrays: dict, prefix: str = "") -> list[GraphArrays]:
+    """The molecules of a golden npz file (see its README for the layout)."""
+    owner, motif_ptr = arrays[f"{prefix}batch"], arrays[f"{prefix}motif_ptr"]
+    edge_index = arrays[f"{prefix}edge_index"]
+    graphs = []
+    for index in range(len(motif_ptr) - 1):
+        atoms = np.flatnonzero(owner == index)
+        edges = np.flatnonzero(owner[edge_index[0]] == index)
+        local = (edge_index[:, edges] - atoms[0]).astype(np.int32)
+        motifs = arrays[f"{prefix}motif"][motif_ptr[index] : motif_ptr[index + 1]]
+        bonds = arrays[f"{prefix}edge_attr"][edges]
+        graphs.append(GraphArrays(arrays[f"{prefix}x"][atoms], bonds, local[0], local[1], motifs))
+    return graphs
