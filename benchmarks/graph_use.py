@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.graph_use", description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--workdir", type=Path, metavar="DIR", help="keep the run there; default: a temporary folder")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--cache_dir", default="data")
     options = parser.parse_args(arguments)
 

@@ -34,16 +34,19 @@ C1CCCC1 C1CCCCC1 C1CCCCCC1 C1CCC1 C1=CCCCC1 C1CCC2CCCCC2C1 C1CC2CCC1C2 C1CCNCC1 
 C1CCOCC1 C1CCOC1 C1CCSC1 O=C1CCCCC1 O=C1CCCN1 O=C1CCCCN1 O=C1CCCO1 O=c1ccc2ccccc2o1 O=C1c2ccccc2C(=O)c2ccccc21
 O=C1CCc2ccccc21 c1ccc2c(c1)[nH]c1ccccc12 c1cnc2[nH]ccc2c1 c1cnc2ncccc2c1 C1CC2CCCC(C1)C2 c1ccc(N2CCOCC2)cc1
 c1ccc(N2CCNCC2)cc1 C(c1ccccc1)N1CCCCC1 CCCC CCCCCC CC(C)CC CCCCCCCC C=CCCC
+C1CCSCC1 C1CSCCS1 C1CSCCN1 C1CSC1 c1ccc2c(c1)CCCS2 c1ccc2c(c1)CCS2 c1ccc(Sc2ccccc2)cc1 C1CCC2SCCC2C1
+O=C1CCCC1 O=C1CCCCCC1 O=C1CCCc2ccccc21 O=C1CCOc2ccccc21 O=C1CCNCC1 O=C1CCOCC1 O=C1CC2CCC1C2 O=C1CCC2CCCCC2C1
+O=C(C1CCCCC1)c1ccccc1 O=C1CCCCN1c1ccccc1 O=C1Cc2ccccc2N1 O=C1NCc2ccccc21 O=C1CCc2ccccc2N1 O=C1COCCN1 O=C1CCCCCN1
+O=C1CCCCO1 O=C1OCc2ccccc21 O=C1CCc2ccccc2O1 C1COC1 C1CCC2OCCC2C1 c1ccc2c(c1)CCO2 c1ccc2c(c1)CCCO2 C1CNC1 C1CCCNCC1
+C1CC2(CCC1)CCCC2 c1ccc(C2CC2)cc1 c1ccc(-c2ccco2)cc1 c1ccc(-c2ccncc2)cc1 c1ccc2[nH]ncc2c1 c1cc2ccccc2[nH]1 C1=CCCC1
 """.split()
 
 _SUBSTITUENTS = """
-*C *CC *C(C)C *C(C)(C)C *O *CO *CCO *OC *OCC *CCOC *N *CN *CCN *NC *NCC *CNC *N(C)C *CN(C)C *[N+](C)(C)C *C[NH3+]
-*F *Cl *Br *I *C(F)(F)F *CCl *C#N *CC#N *[N+](=O)[O-] *C=O *C(C)=O *CC(C)=O *C(=O)c1ccccc1 *C(=O)O *CC(=O)O
-*C(=O)[O-] *C(=O)OC *CC(=O)OCC *OC(C)=O *COC(C)=O *C(N)=O *C(=O)NC *NC(C)=O *C(=O)N(C)C *C(=O)Cl *S *CS *SC *CSC
-*S(C)=O *S(C)(=O)=O *S(N)(=O)=O *S(=O)(=O)NC *S(=O)(=O)O *SSC *C=C *CC=C *C=CC(=O)O *C#C *CC#C *c1ccccc1 *Cc1ccccc1
-*NC(N)=O *NC(=O)OC *OC(=O)NC *N=[N+]=[N-] *CN=[N+]=[N-] *N=Nc1ccccc1 *B(O)O *OP(=O)(O)O *COP(=O)(O)O *CP(=O)(O)O
-*C=NO *C=NN *NN *NC(=N)N *C(=N)N *C1CO1 *CC1CO1 *OCC(=O)O *OCCO *OCCN(C)C *NC(=S)N *C(N)=S *N=C=S *N=C=O
-*C(=O)NO *C(=O)NN *CC(N)C(=O)O *C(OC)OC *C(=O)SC *OC(=O)OC *C(=O)C(=O)O *OS(=O)(=O)O *COO
+*C *CC *C(C)C *C(C)(C)C *c1ccccc1 *Cc1ccccc1 *O *CO *CCO *OC *OCC *CCOC *N *CN *CCN *NC *CNC *N(C)C *CN(C)C
+*[N+](C)(C)C *C[NH3+] *F *Cl *Br *I *C(F)(F)F *C#N *CC#N *[N+](=O)[O-] *C=O *C(C)=O *CC(C)=O *C(=O)c1ccccc1 *C(=O)O
+*CC(=O)O *OCC(=O)O *C(=O)[O-] *C(=O)OC *CC(=O)OCC *OC(C)=O *COC(C)=O *C(N)=O *C(=O)NC *NC(C)=O *C(=O)N(C)C *C(=O)Cl
+*S *CS *SC *CSC *S(C)=O *S(C)(=O)=O *S(N)(=O)=O *S(=O)(=O)NC *S(=O)(=O)O *C=C *CC=C *C=CC(=O)O *C#C *CC#C *NC(N)=O
+*NC(=O)OC *OC(=O)NC *CN=[N+]=[N-] *N=Nc1ccccc1 *B(O)O *OP(=O)(O)O *COP(=O)(O)O *NC(=N)N *CC1CO1 *CC(N)C(=O)O
 """.split()
 
 # A carbon of ring or chain that carries no heteroatom, or a ring nitrogen (which takes carbon substituents only).
@@ -112,7 +115,7 @@ def _decorate(scaffold: str, count: int) -> Iterator[str]:
     rng = random.Random(f"llamo_jax corpus {scaffold}")
     for _ in range(count):
         mol = core
-        for substituent in rng.choices(substituents, k=rng.choice((1, 2, 2, 2, 3))):
+        for substituent in rng.choices(substituents, k=rng.choice((1, 1, 2, 2, 3))):
             products = [p for reaction in reactions for p in reaction.RunReactants((mol, substituent))]
             if products:
                 mol = _sanitized(rng.choice(products)[0]) or mol

@@ -36,6 +36,9 @@ def read_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"config.prompt.style: {config.prompt.style!r} is not one of {', '.join(PROMPT_STYLES)}")
     if config.train.steps < 1 or config.train.accumulate < 1:
         raise ConfigError("config.train.steps and config.train.accumulate must be at least 1")
+    if config.train.checkpoint_every % config.train.log_every:
+        # a logged loss is the mean since the last line; a run that continues in between could not repeat it
+        raise ConfigError("config.train.checkpoint_every must be a multiple of config.train.log_every")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Settings of every test run: eight CPU devices, checked shapes, strict dtypes; and the reference data."""
+"""Settings of every test run: eight CPU devices, checked shapes; and the reference data."""
 
 import os
 
@@ -7,11 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import jax
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("llamo_jax.models", "beartype.beartype")
 
 from pathlib import Path

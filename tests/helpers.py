@@ -90,10 +90,17 @@ def rows() -> list[list[EncodedConversation]]:
     ]
 
 
-def batch(shards: int = 1, row: RowSize | None = None) -> Batch:
-    """The rows above as one batch."""
-    row = row or RowSize(tokens=96, molecules=2, atoms=20, edges=40, motifs=10)
+ROW = RowSize(tokens=96, molecules=2, atoms=20, edges=40, motifs=10)
+
+
+def host_batch(shards: int = 1, row: RowSize = ROW) -> Batch:
+    """The rows above as one batch of numpy arrays."""
     return collate(rows(), BatchShape(8, shards, row))
+
+
+def batch(shards: int = 1, row: RowSize = ROW) -> Batch:
+    """The same on the default device."""
+    return jax.tree.map(jnp.asarray, host_batch(shards, row))
 
 
 def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:

@@ -123,6 +123,20 @@ def language_model(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> di
     return {**result, **_prefixed("layers/", _stacked(per_layer))}
 
 
+def whole_model(
+    graph: Mapping[str, np.ndarray],
+    projection: Mapping[str, np.ndarray],
+    language: Mapping[str, np.ndarray],
+    config: ModelConfig,
+) -> dict[str, np.ndarray]:
+    """Parameters of `LLaMo` from the tensors of its three parts."""
+    return {
+        **_prefixed("graph_encoder/", graph_encoder(graph, config)),
+        **_prefixed("projector/", projector(projection, config)),
+        **_prefixed("language_model/", language_model(language, config)),
+    }
+
+
 def lora(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
     """A PEFT adapter's tensors as the `lora_a` and `lora_b` parameters of `LlamaDecoder`."""
     source = Tensors(tensors)

@@ -124,8 +124,9 @@ class Checkpoints:
         step = steps[0] if step is None else step
         saved = self._saved_names(step)
         wanted = {part: {name: abstract[name] for name in names if name in abstract} for part, names in saved.items()}
-        with ocp.Context() as context:
-            context.pytree.loading.partial_load = True
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True  # the optimizer's state is not wanted
+        with context:
             try:
                 state = self._load(step, {"state": wanted})["state"]
             except Exception as error:  # as above

@@ -77,7 +77,7 @@ def make_train_step(
         else:
             carry, _ = jax.lax.scan(accumulate, carry, (batches, keys))
         gradients, statistics, total, count = carry
-        targets = jnp.maximum(count, 1)
+        targets = jnp.maximum(count, 1).astype(jnp.float32)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
         metrics = {"loss": total / targets, "grad_norm": optax.global_norm(gradients), "targets": count}
@@ -116,7 +116,7 @@ def cross_entropy(
     def chunk_loss(hidden: Array, targets: Array, mask: Array) -> Array:
         logits = model.language_model.logits(hidden)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum((jax.nn.logsumexp(logits, axis=-1) - chosen) * mask)
+        return jnp.sum(jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
 
     if chunks == 1:
         return chunk_loss(hidden, targets, mask), jnp.sum(mask, dtype=jnp.int32)

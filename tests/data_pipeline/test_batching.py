@@ -45,7 +45,7 @@ def test_epochs_differ():
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_collate_places_everything(shards):
-    batch = helpers.batch(shards)
+    batch = helpers.host_batch(shards)
     atoms, motifs = batch.molecules
     rows_per_shard = 8 // shards
     for index, row in enumerate(helpers.rows()):

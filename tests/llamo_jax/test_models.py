@@ -1,0 +1,284 @@
+"""Graph encoder, projector and decoder: parity with the original, and what must hold for any weights."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from data_pipeline.batch import BatchShape, EncodedConversation, RowSize, collate
+from llamo_jax import parameters
+from llamo_jax.config import RopeScaling
+from llamo_jax.convert import official
+from llamo_jax.models import GINEncoder, LlamaDecoder, LLaMo, MultiLevelProjector
+from llamo_jax.models.attention import attention
+from llamo_jax.models.llama import causal_mask, rope_tables
+from llamo_jax.parameters import WeightsError
+from tests import helpers
+
+
+
+@pytest.fixture(autouse=True)
+def strict_dtypes():
+    """No silent promotion anywhere in the model."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+ROW = RowSize(tokens=8, molecules=8, atoms=120, edges=260, motifs=50)
+
+
+def _shown(graphs, length=5):
+    text = np.zeros(length, np.int32)
+    return EncodedConversation(text, text > 0, text - 1, text, tuple(graphs))
+
+
+@pytest.fixture(scope="module")
+def golden_molecules(golden):
+    arrays = np.load(golden / "gin.npz")
+    batch = collate([[_shown(helpers.golden_graphs(arrays))]], BatchShape(1, 1, ROW))
+    return arrays, jax.tree.map(jnp.asarray, batch.molecules)
+
+
+@pytest.fixture(scope="module")
+def golden_encoder(golden):
+    config = helpers.golden_config(golden, "mha")
+    tensors = official.graph_encoder(load_file(golden / "gin.safetensors"), config)
+    return lambda: helpers.load(GINEncoder(config.graph_encoder, rngs=nnx.Rngs(0)), tensors)
+
+
+@pytest.mark.parametrize(("train", "prefix"), [(False, "h"), (True, "train_h")])
+def test_gin_levels_equal_the_original(golden_molecules, golden_encoder, train, prefix):
+    arrays, molecules = golden_molecules
+    levels = golden_encoder()(molecules.atoms, batch_statistics=train)
+    real = len(arrays["batch"])
+    for level in range(6):
+        expected = arrays[f"{prefix}_{level}"][arrays["mask"]]
+        np.testing.assert_allclose(levels[level, 0, :real], expected, atol=2e-4)
+
+
+def test_gin_running_statistics_equal_the_original(golden_molecules, golden_encoder):
+    arrays, molecules = golden_molecules
+    encoder = golden_encoder()
+    encoder(molecules.atoms, batch_statistics=True)
+    names = {"running_mean": "mean", "running_var": "var"}
+    for layer in range(5):
+        for theirs, norm in ((f"gnns.{layer}.mlp.1", encoder.layers.inner_norm), (f"batch_norms.{layer}", encoder.layers.outer_norm)):
+            for statistic, ours in names.items():
+                expected = arrays[f"after/molecule_node_model.{theirs}.{statistic}"]
+                np.testing.assert_allclose(getattr(norm, ours)[...][layer], expected, atol=2e-5)
+
+
+def test_projector_equals_the_original(golden, golden_molecules, golden_encoder):
+    _, molecules = golden_molecules
+    config = helpers.golden_config(golden, "mha")
+    tensors = official.projector(load_file(golden / "projector.safetensors"), config)
+    projector = helpers.load(MultiLevelProjector(config.projector, 300, 6, 64, rngs=nnx.Rngs(0)), tensors)
+    tokens, out = projector(golden_encoder()(molecules.atoms), molecules)
+    expected = np.load(golden / "projector.npz")
+    assert json.loads((golden / "projector.json").read_text())["motif_ok"][1] is False  # methane: raw motif queries
+    np.testing.assert_allclose(out["pre_norm"][0, :8], expected["pre_layer_norm"], atol=2e-4)
+    np.testing.assert_allclose(tokens[0, :8], expected["output"], atol=2e-4)
+
+
+def _golden_batch(golden):
+    inputs = np.load(golden / "full_inputs.npz")
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(bool)
+    conversations = []
+    for row, graph in zip(range(len(ids)), helpers.golden_graphs(inputs, "g_"), strict=True):
+        tokens, labels = ids[row][mask[row]], inputs["labels"][row][mask[row]]
+        is_graph = tokens < 0
+        query = np.where(is_graph, np.cumsum(is_graph) - 1, 0).astype(np.int32)
+        text = np.where(is_graph, 0, tokens).astype(np.int32)
+        # one more token, because the last one of a conversation is a target only
+        conversations.append(
+            EncodedConversation(
+                np.append(text, 0).astype(np.int32),
+                np.append(labels >= 0, False),
+                np.append(np.where(is_graph, 0, -1), -1).astype(np.int32),
+                np.append(query, 0).astype(np.int32),
+                (graph,),
+            )
+        )
+    row = RowSize(tokens=ids.shape[1], molecules=1, atoms=40, edges=90, motifs=20)
+    return collate([[c] for c in conversations], BatchShape(4, 1, row)), mask
+
+
+@pytest.mark.parametrize("variant", ["mha", "gqa"])
+def test_whole_model_equals_the_original(golden, variant):
+    config = helpers.golden_config(golden, variant)
+    arrays = official.whole_model(
+        load_file(golden / "gin.safetensors"),
+        load_file(golden / "projector.safetensors"),
+        load_file(golden / f"lm_{variant}" / "model.safetensors"),
+        config,
+    )
+    model = helpers.load(LLaMo(config, rngs=nnx.Rngs(0)), arrays)
+    batch, mask = _golden_batch(golden)
+    logits, out = model(jax.tree.map(jnp.asarray, batch))
+    expected = np.load(golden / f"full_{variant}.npz")
+    np.testing.assert_allclose(out["embeddings"][mask], expected["inputs_embeds"][mask], atol=2e-4)
+    np.testing.assert_allclose(logits[mask], expected["logits"][mask], atol=1e-3)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1)[..., 0]
+    loss = -float(np.mean(np.asarray(chosen)[batch.target_mask]))
+    np.testing.assert_allclose(loss, expected["loss"], atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["mha", "gqa"])
+def test_lora_equals_the_original(golden, variant):
+    config = helpers.golden_config(golden, variant, lora_rank=8)
+    language_model = {
+        **official.language_model(load_file(golden / f"lm_{variant}" / "model.safetensors"), config),
+        **official.lora(load_file(golden / f"lora_{variant}" / "adapter_model.safetensors"), config),
+    }
+    decoder = LlamaDecoder(config.language_model, config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(0))
+    decoder = helpers.load(decoder, language_model)
+    expected = np.load(golden / f"full_{variant}.npz")
+    batch, mask = _golden_batch(golden)
+    hidden, _ = decoder(
+        jnp.asarray(expected["inputs_embeds"]), jnp.asarray(batch.positions), causal_mask(jnp.asarray(batch.segments))
+    )
+    np.testing.assert_allclose(decoder.logits(hidden)[mask], expected["lora_logits"][mask], atol=1e-3)
+
+
+def test_conversion_is_strict(golden):
+    config = helpers.golden_config(golden, "mha")
+    tensors = load_file(golden / "projector.safetensors")
+    with pytest.raises(WeightsError, match="unexpected tensors.*'extra'"):
+        official.projector({**tensors, "extra": np.zeros(1)}, config)
+    del tensors["layer_norm.bias"]
+    with pytest.raises(WeightsError, match="missing tensor 'layer_norm.bias'"):
+        official.projector(tensors, config)
+
+
+# What must hold for any weights
+
+
+@pytest.fixture(scope="module")
+def definition_and_arrays():
+    return helpers.definition_and_arrays(helpers.model_config())
+
+
+@pytest.fixture
+def model(definition_and_arrays):
+    definition, arrays = definition_and_arrays
+    return definition.merge(arrays)
+
+
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_more_padding_changes_nothing(definition_and_arrays, batch_statistics):
+    definition, arrays = definition_and_arrays
+    run = jax.jit(lambda arrays, batch: definition.merge(arrays)(batch, batch_statistics=batch_statistics)[0])
+    small, large = helpers.batch(), helpers.batch(row=RowSize(tokens=130, molecules=5, atoms=90, edges=400, motifs=60))
+    real = np.asarray(small.segments) > 0
+    np.testing.assert_allclose(run(arrays, large)[:, :96][real], run(arrays, small)[real], atol=1e-5)
+
+
+def test_packed_conversations_do_not_see_each_other(model):
+    packed = helpers.batch()
+    logits, _ = model(packed)
+    alone = [[conversation] for row in helpers.rows() for conversation in row]
+    expected, _ = model(jax.tree.map(jnp.asarray, collate(alone, BatchShape(len(alone), 1, helpers.ROW))))
+    number = 0
+    for index, conversations in enumerate(helpers.rows()):
+        start = 0
+        for conversation in conversations:
+            length = len(conversation.tokens) - 1
+            np.testing.assert_allclose(logits[index, start : start + length], expected[number, :length], atol=2e-5)
+            start += length
+            number += 1
+
+
+def test_molecules_on_other_shards_give_the_same(model):
+    expected, _ = model(helpers.batch(1))
+    got, _ = model(helpers.batch(4))
+    real = np.asarray(helpers.batch().segments) > 0
+    np.testing.assert_allclose(got[real], expected[real], atol=2e-5)
+
+
+def test_graph_of_large_batches_stays_finite(model):
+    """Thousands of padding edges meet in one padding atom."""
+    row = RowSize(tokens=96, molecules=4, atoms=900, edges=4000, motifs=400)
+    batch = helpers.batch(row=row)
+    levels = model.graph_encoder(batch.molecules.atoms, batch_statistics=True)
+    assert np.all(np.isfinite(levels))
+    assert float(jnp.abs(levels).max()) < 1e3
+
+
+def test_fresh_adapter_changes_nothing_and_merging_equals_it():
+    config = helpers.model_config(lora_rank=4)
+    rngs = nnx.Rngs(0)
+    decoder = LlamaDecoder(config.language_model, config.lora, compute_dtype="float32", remat="none", rngs=rngs)
+    batch = helpers.batch()
+    embeddings, mask = decoder.embed(jnp.asarray(batch.tokens)), causal_mask(jnp.asarray(batch.segments))
+    fresh, _ = decoder(embeddings, batch.positions, mask)
+    plain_config = helpers.model_config()
+    plain = LlamaDecoder(config.language_model, plain_config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(1))
+    base = {k: v for k, v in parameters.flatten(nnx.state(decoder)).items() if "lora" not in k}
+    expected, _ = helpers.load(plain, base)(embeddings, batch.positions, mask)
+    np.testing.assert_array_equal(fresh, expected)
+
+    for linear in (decoder.layers.query, decoder.layers.value):
+        linear.lora_b[...] = jax.random.normal(jax.random.key(3), linear.lora_b.shape) * 0.3
+    adapted, _ = decoder(embeddings, batch.positions, mask)
+    assert float(jnp.abs(adapted - fresh).max()) > 0.1
+    for name, linear in (("query", decoder.layers.query), ("value", decoder.layers.value)):
+        update = jnp.einsum("lir,lro->lio", linear.lora_a[...], linear.lora_b[...])
+        base[f"layers/{name}/kernel"] += config.lora.alpha / config.lora.rank * update
+    merged, _ = helpers.load(plain, base)(embeddings, batch.positions, mask)
+    np.testing.assert_allclose(merged, adapted, atol=2e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_equals_jax(kv_heads):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q = jax.random.normal(keys[0], (3, 7, 4, 8))
+    k, v = (jax.random.normal(key, (3, 9, kv_heads, 8)) for key in keys[1:3])
+    mask = jax.random.bernoulli(keys[3], 0.6, (3, 7, 9)).at[:, :, 0].set(True)
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    np.testing.assert_allclose(attention(q, k, v, mask), expected, atol=2e-6)
+
+
+def test_cached_decoding_equals_the_full_pass(model):
+    decoder = model.language_model
+    tokens = jax.random.randint(jax.random.key(0), (2, 12), 3, 90)
+    positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
+    mask = causal_mask(jnp.ones((2, 12), jnp.int32))
+    expected, _ = decoder(decoder.embed(tokens), positions, mask)
+    cache = decoder.empty_cache(2, 12)
+    parts = []
+    for start, end in ((0, 5), (5, 6), (6, 12)):
+        part = np.s_[:, start:end]
+        hidden, cache = decoder(
+            decoder.embed(tokens[part]), positions[part], mask[part], cache=cache, cache_index=jnp.asarray(start)
+        )
+        parts.append(hidden)
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), expected, atol=2e-5)
+
+
+def test_llama3_rope_scaling():
+    """Long wavelengths are divided by the factor, short ones kept (values from the definition in Llama 3.1)."""
+    scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
+    config = helpers.model_config(rope_theta=500000.0, head_width=128, rope_scaling=scaling).language_model
+    plain = helpers.model_config(rope_theta=500000.0, head_width=128).language_model
+    one = jnp.ones((1, 1), jnp.int32)
+    angle, angle_plain = (jnp.arctan2(*rope_tables(one, c)[::-1])[0, 0, :64] for c in (config, plain))
+    ratio = np.asarray(angle / angle_plain)
+    np.testing.assert_allclose(ratio[:25], 1.0, rtol=1e-4)
+    np.testing.assert_allclose(ratio[-20:], 1 / 8, rtol=1e-4)
+    assert np.all(np.diff(ratio) <= 1e-4)
+
+
+def test_remat_changes_nothing():
+    batch = helpers.batch()
+    losses = []
+    for remat in ("none", "full"):
+        config = dataclasses.replace(helpers.model_config(), remat=remat)
+        definition, arrays = helpers.definition_and_arrays(config)
+        loss = jax.jit(jax.value_and_grad(lambda a, d=definition: jnp.sum(d.merge(a)(batch)[0] ** 2)))
+        losses.append(loss(arrays))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3), *losses)

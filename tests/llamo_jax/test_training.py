@@ -1,0 +1,273 @@
+"""The train step, what it trains, and runs that stop and continue."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from configs import stage1, stage2
+from configs.presets import PRESETS
+from data_pipeline.loader import PackedDataset
+from llamo_jax import parameters, runs, sharding
+from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
+from llamo_jax.training import checkpoints
+from llamo_jax.training.model import abstract_arrays, define_model, initial_arrays, statistics_names
+from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
+from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
+from tests import helpers
+
+STAGE2_RULES = ((r".*/lora_[ab]", True), ("projector/.*", True), (".*", False))
+
+
+def train_config(**changes):
+    return dataclasses.replace(runs.read_config(stage1.get_config("tiny")).train, steps=10, warmup_steps=2, **changes)
+
+
+def start(config, rules, **changes):
+    """A definition, its step, the initial state and the frozen arrays."""
+    definition, arrays = helpers.definition_and_arrays(config)
+    statistics = statistics_names(definition)
+    trained = select_trainable([name for name in arrays if name not in statistics], rules)
+    optimizer = make_optimizer(train_config(**changes))
+    chosen = {name: arrays[name] for name, on in trained.items() if on}
+    state = TrainState(
+        jnp.zeros((), jnp.int32), chosen, {name: arrays[name] for name in statistics}, optimizer.init(chosen)
+    )
+    frozen = {name: arrays[name] for name, on in trained.items() if not on}
+    batch_statistics = any(name.startswith("graph_encoder/") for name in chosen)
+    step = make_train_step(definition, optimizer, batch_statistics=batch_statistics, seed=0)
+    return definition, step, state, frozen
+
+
+def stacked(*batches):
+    return jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+
+def test_step_lowers_the_loss_and_compiles_once():
+    _, step, state, frozen = start(helpers.model_config(), ((".*", True),))
+    losses = []
+    for _ in range(6):
+        state, metrics = step(state, frozen, stacked(helpers.batch()))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.1
+    assert step._cache_size() == 1
+    assert int(state.step) == 6
+    assert int(metrics["targets"]) == int(helpers.host_batch().target_mask.sum())
+
+
+def test_frozen_arrays_stay_bit_identical():
+    config = helpers.model_config(lora_rank=4)
+    _, step, state, frozen = start(config, STAGE2_RULES)
+    assert {name.split("/")[0] for name in frozen} == {"graph_encoder", "language_model"}
+    assert all("lora" in name or name.startswith("projector/") for name in state.trained)
+    before = jax.device_get((state.trained, state.statistics, frozen))
+    for _ in range(3):
+        state, _ = step(state, frozen, stacked(helpers.batch()))
+    jax.tree.map(np.testing.assert_array_equal, before[1:], jax.device_get((state.statistics, frozen)))
+    unchanged = [name for name, array in state.trained.items() if np.array_equal(array, before[0][name])]
+    assert unchanged == []
+    # no moments for what is frozen
+    moments = {leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim}
+    assert moments == {array.shape for array in state.trained.values()}
+
+
+def test_accumulation_equals_one_large_batch():
+    """Rows with different numbers of targets: the mean is over all targets, not over batches."""
+    config = helpers.model_config(lora_rank=4)
+    first = second = helpers.batch()
+    second = second._replace(target_mask=second.target_mask & (jnp.arange(96) % 3 == 0))
+    gradients = []
+    # the same molecules on both, so that one graph set serves the large batch
+    second = second._replace(molecules=first.molecules, molecule_slot=first.molecule_slot)
+    for accumulate in (True, False):
+        definition, _, state, frozen = start(config, STAGE2_RULES)
+        optimizer = optax.sgd(1.0)
+        step = make_train_step(definition, optimizer, batch_statistics=False, seed=0)
+        before = jax.device_get(state.trained)
+        state = state._replace(optimizer=optimizer.init(state.trained))
+        if accumulate:
+            state, metrics = step(state, frozen, stacked(first, second))
+        else:
+            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+            state, metrics = step(state, frozen, stacked(rows))
+        gradients.append({name: before[name] - x for name, x in jax.device_get(state.trained).items()})
+        gradients[-1]["loss"] = metrics["loss"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+
+
+def test_chunked_loss_equals_the_whole():
+    losses = []
+    for chunk in (10_000, 200):
+        definition, _, state, frozen = start(helpers.model_config(loss_chunk=chunk), ((".*", True),))
+        losses.append(make_eval_step(definition)(state, frozen, helpers.batch()))
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    assert int(losses[0][1]) == int(losses[1][1]) == int(helpers.host_batch().target_mask.sum())
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)])
+def test_sharded_step_equals_one_device(mesh_config):
+    config = helpers.model_config()
+    _, step, state, frozen = start(config, ((".*", True),))
+    expected, expected_metrics = step(state, frozen, stacked(helpers.batch()))
+    definition, step, state, frozen = start(config, ((".*", True),))
+    mesh = sharding.make_mesh(mesh_config)
+    abstract = abstract_arrays(definition, config, mesh, {})
+    place = lambda arrays: {name: jax.device_put(x, abstract[name].sharding) for name, x in arrays.items()}  # noqa: E731
+    state = state._replace(
+        step=jax.device_put(state.step, sharding.replicated(mesh)),
+        trained=place(state.trained),
+        statistics=place(state.statistics),
+        optimizer=jax.device_put(state.optimizer, sharding.replicated(mesh)),
+    )
+    shards = sharding.batch_shards(mesh)
+    batches = jax.tree.map(lambda x: x[None], helpers.host_batch(shards))
+    got, metrics = step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], expected_metrics["grad_norm"], rtol=1e-4)
+    for name in expected.statistics:
+        np.testing.assert_allclose(got.statistics[name], expected.statistics[name], atol=2e-5)
+    kernel = got.trained["language_model/layers/gate/kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 32 // mesh.shape["fsdp"], 48 // mesh.shape["tensor"])
+
+
+def test_initial_arrays_do_not_depend_on_the_mesh():
+    config = helpers.model_config()
+    definition = define_model(config)
+    arrays = []
+    for mesh_config in (MeshConfig(8, 1, 1), MeshConfig(1, 4, 2)):
+        mesh = sharding.make_mesh(mesh_config)
+        arrays.append(initial_arrays(config, abstract_arrays(definition, config, mesh, {}), seed=0))
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, arrays))
+    assert checkpoints.digest(arrays[0]) == checkpoints.digest(arrays[1])
+    name = "projector/norm/bias"
+    assert checkpoints.digest({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checkpoints.digest(arrays[0])
+
+
+def test_mesh_errors_name_the_numbers():
+    with pytest.raises(ConfigError, match="does not fit 8 devices"):
+        sharding.make_mesh(MeshConfig(3, 1, 1))
+    definition = define_model(helpers.model_config(mlp_width=50))
+    with pytest.raises(ConfigError, match="down/kernel: size 50 does not divide over 4 devices of 'tensor'"):
+        sharding.parameter_shardings(definition.variables, sharding.make_mesh(MeshConfig(2, 1, 4)))
+
+
+def test_trainable_rules():
+    names = ["a/kernel", "a/bias", "b/kernel"]
+    assert select_trainable(names, ((r"a/.*", False), (".*", True))) == {"a/kernel": False, "a/bias": False, "b/kernel": True}
+    with pytest.raises(ConfigError, match="'c/.\\*' matches no parameter"):
+        select_trainable(names, (("c/.*", True), (".*", False)))
+    with pytest.raises(ConfigError, match="no rule for \\['b/kernel'\\]"):
+        select_trainable(names, (("a/.*", True),))
+
+
+def test_schedule_and_decay():
+    schedule = learning_rate_schedule(train_config(learning_rate=1.0, final_learning_rate=0.1))
+    np.testing.assert_allclose([schedule(0), schedule(2), schedule(6), schedule(10)], [1 / 3, 1.0, 0.55, 0.1], rtol=1e-5)
+    optimizer = make_optimizer(train_config(learning_rate=1.0, weight_decay=0.5))
+    arrays = {name: jnp.ones(()) for name in ("x/kernel", "x/bias", "x/scale", "motif_queries", "y/eps")}
+    zero = jax.tree.map(jnp.zeros_like, arrays)
+    updates, _ = optimizer.update(zero, optimizer.init(arrays), arrays)
+    assert {name for name, update in updates.items() if update} == {"x/kernel"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", [stage1, stage2])
+def test_presets_are_complete(preset, stage):
+    """Every preset builds its abstract model, and its rules match."""
+    config = runs.read_config(stage.get_config(preset))
+    definition = define_model(config.model)
+    variables = {parameters.path_name(path): v for path, v in nnx.to_flat_state(definition.variables)}
+    names = [name for name in variables if name not in statistics_names(definition)]
+    trained = select_trainable(names, config.train.trainable)
+    sizes = {name: int(np.prod(variables[name].shape)) for name in names}
+    language_model = sum(size for name, size in sizes.items() if name.startswith("language_model/") and "lora" not in name)
+    known = {"llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "qwen2_7b": 7_615_616_512}
+    if preset in known:
+        assert language_model == known[preset]
+        assert not any(on for name, on in trained.items() if name.startswith("language_model/") and "lora" not in name)
+    assert config.model.num_graph_tokens == 28
+    assert ("lora" in " ".join(names)) == (stage is stage2)
+
+
+def small_run(tmp_path, embedded, module=stage1, **changes):
+    """The configuration of a run of seconds on the embedded corpus."""
+    config = module.get_config("tiny")
+    config.data.source = str(embedded / config.data.task)
+    config.data.tokenizer = str(embedded / "tokenizer")
+    config.data.rows = 8
+    config.model.language_model.num_layers = 1
+    config.train.update({"steps": 6, "log_every": 2, "eval_every": 100, "checkpoint_every": 4, "warmup_steps": 2})
+    config.sample_smiles = ()
+    with config.unlocked():
+        for name, value in changes.items():
+            config[name] = value
+    return runs.read_config(config)
+
+
+def interrupted_after(count, training_batches):
+    """A `training_batches` whose user presses Ctrl-C while the next batch is fetched."""
+
+    def batches(self, seed, first_step=0):
+        yield from itertools.islice(training_batches(self, seed, first_step), count)
+        raise KeyboardInterrupt
+
+    return batches
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
+    config = small_run(tmp_path, embedded)
+    runs.train(config, tmp_path / "one")
+    curve = losses(tmp_path / "one")
+    assert [step for step, _ in curve] == [2, 4, 6]
+    assert json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[-1])["validation_loss"] > 0
+    assert list((tmp_path / "one").glob("events.out.tfevents.*"))
+
+    # the same seed gives the same curve, digit for digit; also when the run is interrupted in between
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedDataset, "training_batches", interrupted_after(5, PackedDataset.training_batches))
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(config, tmp_path / "two")
+    assert losses(tmp_path / "two") == curve[:2]
+    runs.train(config, tmp_path / "two")
+    assert losses(tmp_path / "two") == curve
+
+    # stage 2 starts from stage 1, trains only its own, and names its base
+    second = small_run(tmp_path, embedded, stage2, init_from=str(tmp_path / "one"))
+    state = runs.train(second, tmp_path / "stage2")
+    base = checkpoints.read_base(tmp_path / "stage2")
+    assert base.folder == (tmp_path / "one").resolve()
+    assert base.step == 6
+    assert set(state.trained) == {name for name in state.trained if "lora" in name or name.startswith("projector/")}
+    definition = define_model(second.model)
+    mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
+    abstract = abstract_arrays(definition, second.model, mesh, {})
+    arrays, step = checkpoints.load_weights(tmp_path / "stage2", abstract)
+    assert step == 6
+    assert set(arrays) == set(abstract)
+    np.testing.assert_array_equal(arrays["projector/norm/scale"], state.trained["projector/norm/scale"])
+
+    # a base that changed is noticed
+    runs.train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8)), tmp_path / "one")
+    with pytest.raises(checkpoints.CheckpointError, match="are not those of step 6"):
+        checkpoints.load_weights(tmp_path / "stage2", abstract)
+
+
+def test_model_config_round_trips_as_json():
+    config = helpers.model_config(rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                                "original_max_position_embeddings": 8192})  # fmt: skip
+    as_json = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_dict(ModelConfig, as_json).language_model.rope_scaling.factor == 8.0
+    with pytest.raises(ConfigError, match=r"unknown keys \['depht'\], missing keys \['depth'\]"):
+        as_json["projector"]["depht"] = as_json["projector"].pop("depth")
+        from_dict(ModelConfig, as_json)
