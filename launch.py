@@ -28,5 +28,14 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"launch.py: {error}")
 
 
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Absl's flag parser, with one line instead of a traceback for a wrong preset or an unknown config key."""
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error).strip().splitlines()
+        sys.exit(f"launch.py: wrong flag: {reason[-1].removeprefix('ValueError: ')}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)

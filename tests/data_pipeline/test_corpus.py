@@ -53,7 +53,9 @@ def test_functional_groups(name, groups):
 
 
 def test_ring_systems():
-    found = {name: ring_systems(Chem.MolFromSmiles(known_molecules()[name])) for name in ("caffeine", "nicotine", "camphor")}
+    found = {
+        name: ring_systems(Chem.MolFromSmiles(known_molecules()[name])) for name in ("caffeine", "nicotine", "camphor")
+    }
     assert found == {
         "caffeine": ["purine ring"],
         "nicotine": ["pyrrolidine ring", "pyridine ring"],

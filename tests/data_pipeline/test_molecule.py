@@ -23,7 +23,9 @@ def test_features_equal_the_original(golden):
         edges = slice(*arrays["edge_ptr"][index : index + 2])
         motifs = arrays["motif"][slice(*arrays["motif_ptr"][index : index + 2])]
         assert molecule.smiles == entry["canonical"]
-        np.testing.assert_array_equal(molecule.atoms, arrays["node_feat"][slice(*arrays["node_ptr"][index : index + 2])])
+        np.testing.assert_array_equal(
+            molecule.atoms, arrays["node_feat"][slice(*arrays["node_ptr"][index : index + 2])]
+        )
         np.testing.assert_array_equal([molecule.senders, molecule.receivers], arrays["edge_index"][:, edges])
         np.testing.assert_array_equal(molecule.bonds, arrays["edge_feat"][edges])
         if entry["motif_ok"]:
@@ -32,7 +34,16 @@ def test_features_equal_the_original(golden):
 
 @pytest.mark.parametrize(
     ("smiles", "motifs"),
-    [("C", 0), ("[CH3]", 0), ("[13CH4]", 0), ("O", 1), ("[Na+].[Cl-]", 2), ("CC", 1), ("c1ccccc1", 1), ("c1ccccc1C", 2)],
+    [
+        ("C", 0),
+        ("[CH3]", 0),
+        ("[13CH4]", 0),
+        ("O", 1),
+        ("[Na+].[Cl-]", 2),
+        ("CC", 1),
+        ("c1ccccc1", 1),
+        ("c1ccccc1C", 2),
+    ],
 )
 def test_number_of_motifs(smiles, motifs):
     assert featurize(smiles).motifs.shape == (motifs, MOTIF_FEATURES)

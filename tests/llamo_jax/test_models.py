@@ -21,7 +21,6 @@ from llamo_jax.parameters import WeightsError
 from tests import helpers
 
 
-
 @pytest.fixture(autouse=True)
 def strict_dtypes():
     """No silent promotion anywhere in the model."""
@@ -67,7 +66,10 @@ def test_gin_running_statistics_equal_the_original(golden_molecules, golden_enco
     encoder(molecules.atoms, batch_statistics=True)
     names = {"running_mean": "mean", "running_var": "var"}
     for layer in range(5):
-        for theirs, norm in ((f"gnns.{layer}.mlp.1", encoder.layers.inner_norm), (f"batch_norms.{layer}", encoder.layers.outer_norm)):
+        for theirs, norm in (
+            (f"gnns.{layer}.mlp.1", encoder.layers.inner_norm),
+            (f"batch_norms.{layer}", encoder.layers.outer_norm),
+        ):
             for statistic, ours in names.items():
                 expected = arrays[f"after/molecule_node_model.{theirs}.{statistic}"]
                 np.testing.assert_allclose(getattr(norm, ours)[...][layer], expected, atol=2e-5)
@@ -217,7 +219,9 @@ def test_fresh_adapter_changes_nothing_and_merging_equals_it():
     embeddings, mask = decoder.embed(jnp.asarray(batch.tokens)), causal_mask(jnp.asarray(batch.segments))
     fresh, _ = decoder(embeddings, batch.positions, mask)
     plain_config = helpers.model_config()
-    plain = LlamaDecoder(config.language_model, plain_config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(1))
+    plain = LlamaDecoder(
+        config.language_model, plain_config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(1)
+    )
     base = {k: v for k, v in parameters.flatten(nnx.state(decoder)).items() if "lora" not in k}
     expected, _ = helpers.load(plain, base)(embeddings, batch.positions, mask)
     np.testing.assert_array_equal(fresh, expected)

@@ -159,7 +159,11 @@ def test_mesh_errors_name_the_numbers():
 
 def test_trainable_rules():
     names = ["a/kernel", "a/bias", "b/kernel"]
-    assert select_trainable(names, ((r"a/.*", False), (".*", True))) == {"a/kernel": False, "a/bias": False, "b/kernel": True}
+    assert select_trainable(names, ((r"a/.*", False), (".*", True))) == {
+        "a/kernel": False,
+        "a/bias": False,
+        "b/kernel": True,
+    }
     with pytest.raises(ConfigError, match="'c/.\\*' matches no parameter"):
         select_trainable(names, (("c/.*", True), (".*", False)))
     with pytest.raises(ConfigError, match="no rule for \\['b/kernel'\\]"):
@@ -168,7 +172,9 @@ def test_trainable_rules():
 
 def test_schedule_and_decay():
     schedule = learning_rate_schedule(train_config(learning_rate=1.0, final_learning_rate=0.1))
-    np.testing.assert_allclose([schedule(0), schedule(2), schedule(6), schedule(10)], [1 / 3, 1.0, 0.55, 0.1], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(0), schedule(2), schedule(6), schedule(10)], [1 / 3, 1.0, 0.55, 0.1], rtol=1e-5
+    )
     optimizer = make_optimizer(train_config(learning_rate=1.0, weight_decay=0.5))
     arrays = {name: jnp.ones(()) for name in ("x/kernel", "x/bias", "x/scale", "motif_queries", "y/eps")}
     zero = jax.tree.map(jnp.zeros_like, arrays)
@@ -186,7 +192,9 @@ def test_presets_are_complete(preset, stage):
     names = [name for name in variables if name not in statistics_names(definition)]
     trained = select_trainable(names, config.train.trainable)
     sizes = {name: int(np.prod(variables[name].shape)) for name in names}
-    language_model = sum(size for name, size in sizes.items() if name.startswith("language_model/") and "lora" not in name)
+    language_model = sum(
+        size for name, size in sizes.items() if name.startswith("language_model/") and "lora" not in name
+    )
     known = {"llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "qwen2_7b": 7_615_616_512}
     if preset in known:
         assert language_model == known[preset]

@@ -1,0 +1,153 @@
+"""Greedy decoding and what is built on it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage1
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.molecule import InvalidMoleculeError
+from data_pipeline.prompt import PromptEncoder
+from data_pipeline.records import featurized
+from data_pipeline.tokenizer import TextTokenizer
+from llamo_jax import runs
+from llamo_jax.apps import chat
+from llamo_jax.apps.assistant import Assistant
+from llamo_jax.evaluation.functional_groups import score_groups
+from llamo_jax.generation.decode import collate_prompts, greedy
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def encoder(embedded):
+    return PromptEncoder(TextTokenizer.load(embedded / "tokenizer"), 28, style="plain", show_smiles=True)
+
+
+def ask(*smiles, question="Describe this molecule.", history=()):
+    turns = [Message(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+    return Conversation(smiles, (*turns, Message("user", question)))
+
+
+def test_prompts_show_molecules_and_mark_answers(encoder):
+    conversation = Conversation(
+        ("CCO", "O"), (Message("user", "Compare </s> them."), Message("assistant", " Both have oxygen. "))
+    )
+    (encoded,) = encoder.encode([featurized(conversation)])
+    tokenizer = encoder.tokenizer
+    assert encoded.tokens[0] == tokenizer.bos_id
+    assert list(encoded.molecule[encoded.molecule >= 0]) == [0] * 28 + [1] * 28
+    assert list(encoded.query[encoded.molecule == 1]) == list(range(28))
+    text = encoded.tokens[encoded.molecule < 0]
+    assert tokenizer.decode(text) == "User: CCO O Compare </s> them.\nAssistant: Both have oxygen."
+    # what looks like a control token in a message is plain text; the only real one ends the answer
+    assert list(np.flatnonzero(encoded.tokens == tokenizer.eos_id)) == [len(encoded.tokens) - 1]
+    answer = encoded.tokens[encoded.is_target]
+    assert tokenizer.decode(answer) == " Both have oxygen."
+    assert answer[-1] == tokenizer.eos_id
+
+
+def test_hidden_smiles_leave_no_trace(encoder):
+    hidden = PromptEncoder(encoder.tokenizer, 28, style="plain", show_smiles=False)
+    one, other = hidden.encode([featurized(ask("CCO")), featurized(ask("c1ccccc1"))])
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    assert (one.molecule >= 0).sum() == 28
+
+
+@pytest.fixture(scope="module")
+def small_model(encoder):
+    config = helpers.model_config(vocab_size=2048)
+    definition, arrays = helpers.definition_and_arrays(config)
+    return definition, arrays
+
+
+def test_greedy_equals_step_by_step_argmax(encoder, small_model):
+    """Prompts of unequal length in one batch, against the full forward pass on each alone."""
+    definition, arrays = small_model
+    conversations = [ask("CC(=O)Oc1ccccc1C(=O)O"), ask("C", question="Is it aromatic?"), ask(question="Hello?")]
+    prompts = encoder.encode([featurized(conversation) for conversation in conversations])
+    eos = encoder.tokenizer.eos_id
+    got = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=6, eos_id=eos))
+    assert got.shape == (4, 6)
+    assert np.all(got[3] == eos)  # the padding row
+    model = definition.merge(arrays)
+    for prompt, answer in zip(prompts, got, strict=False):
+        for count in range(6):
+            extended = prompt._replace(
+                tokens=np.append(prompt.tokens, answer[:count]).astype(np.int32),
+                is_target=np.append(prompt.is_target, np.zeros(count, bool)),
+                molecule=np.append(prompt.molecule, np.full(count, -1)).astype(np.int32),
+                query=np.append(prompt.query, np.zeros(count)).astype(np.int32),
+            )
+            batch = jax.tree.map(jnp.asarray, collate_prompts([extended], eos))
+            expected = int(jnp.argmax(model(batch)[0][0, -1]))
+            assert answer[count] == expected
+            if expected == eos:
+                break
+
+
+def test_finished_rows_stay_finished(encoder, small_model):
+    definition, arrays = small_model
+    prompts = encoder.encode([featurized(ask("CCO")), featurized(ask("O"))])
+    eos = encoder.tokenizer.eos_id
+    free = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=eos))
+    row = int(np.argmax([len(set(answer)) for answer in free]))
+    end = int(np.flatnonzero(free[row] != free[row, 0])[0])  # the first token that was not seen before
+    stop = int(free[row, end])
+    stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=stop))
+    np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, embedded):
+    """A run of a few steps: its answers are nonsense, but they are its answers."""
+    config = stage1.get_config("tiny")
+    config.data.source, config.data.tokenizer = str(embedded / "description"), str(embedded / "tokenizer")
+    config.data.rows = 8
+    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
+    workdir = tmp_path_factory.mktemp("runs") / "stage1-tiny"
+    runs.train(runs.read_config(config), workdir)
+    return workdir
+
+
+def test_assistant_answers_alone_and_in_batches(trained):
+    assistant = Assistant.load(trained, max_new_tokens=12)
+    history = [("Is it aromatic?", "It is aromatic.")]
+    requests = [
+        {"question": "Describe this molecule.", "smiles": "CC(=O)Oc1ccccc1C(=O)O"},
+        {"question": "And the formula?", "smiles": "c1ccccc1", "history": history},
+        {"question": "Compare these.", "smiles": ["CCO", "C"]},
+        {"question": "What is a molecule?"},
+    ]
+    together = assistant.answer_batch(requests)
+    assert together == [assistant.ask(**request) for request in requests]
+    assert all(isinstance(answer, str) for answer in together)
+    with pytest.raises(InvalidMoleculeError, match="C1CC"):
+        assistant.ask("What is it?", smiles="C1CC")
+    samples = (trained / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 2  # before and after
+
+
+def test_chat_prints_the_answer(trained, capsys):
+    chat.main(["--checkpoint", str(trained), "--smiles", "CCO", "--question", "What is it?", "--max_new_tokens", "12"])
+    expected = Assistant.load(trained, max_new_tokens=12).ask("What is it?", smiles=["CCO"])
+    assert capsys.readouterr().out.splitlines()[-1:] == [expected.splitlines()[-1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "RUN", "--smiles", "C1CC", "--question", "?"], "invalid SMILES 'C1CC'"),
+        (["--checkpoint", "/nowhere", "--question", "?"], "is not a training run"),
+    ],
+)
+def test_chat_says_what_is_wrong(trained, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        chat.main([str(trained) if argument == "RUN" else argument for argument in arguments])
+
+
+def test_group_scores():
+    descriptions = ["It has carboxylic acid and ketone groups.", "It has no functional groups.", "An alcohol group."]
+    score = score_groups(descriptions, ["CC(=O)Oc1ccccc1C(=O)O", "CCC", "CCO"])
+    assert score.molecules == 3
+    assert (score.precision, score.recall) == (pytest.approx(2 / 3), pytest.approx(2 / 3))

@@ -1,0 +1,141 @@
+"""What people type: one clear line and a non-zero exit for whatever is wrong, nothing damaged on disk."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline import prepare
+from data_pipeline.records import DataError, read_manifest, read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments, cwd):
+    """A command as a process of its own, with only the last line of stderr kept."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", ROOT / "configs/stage1.py:huge"], "unknown preset 'huge'; known: tiny, small"),
+        (["--config", ROOT / "configs/stage1.py", "--config.train.step=3"], "Did you mean"),
+        (["--config", ROOT / "configs/stage1.py", "--config.prompt.style=latin"], "'latin' is not one of plain"),
+        (["--config", ROOT / "configs/stage1.py", "--config.mesh.data=3"], "does not fit 8 devices"),
+        (["--config", ROOT / "configs/stage1.py", "--config.data.source=/nowhere"], "is not a prepared dataset"),
+        (["--config", ROOT / "configs/stage2.py", "--config.init_from=/nowhere"], "/nowhere is not a training run"),
+        (["--config", ROOT / "configs/stage1.py", "--workdir", "a_file"], "cannot create the workdir a_file"),
+        (["--config", ROOT / "configs/stage1.py", "extra"], "unexpected arguments"),
+        ([], "--config"),
+    ],
+)
+def test_launch_says_what_is_wrong(tmp_path, arguments, message):
+    (tmp_path / "a_file").write_text("precious")
+    result = run(ROOT / "launch.py", *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "a_file").read_text() == "precious"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import llamo_jax, llamo_jax.models, sys; print(*{'tensorflow', 'rdkit', 'torch', 'transformers'} & {*sys.modules})"
+    result = run("-c", code, cwd=ROOT)
+    assert result.stdout.strip() == ""
+    assert result.returncode == 0, result.stderr
+
+
+def write(path, *lines):
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_prepare_reads_tables_and_keeps_what_it_rejects(tmp_path, capsys):
+    table = write(
+        tmp_path / "a.tsv",
+        "CID\tSMILES\tdescription",
+        "1\tCCO\tAn alcohol.",
+        "2\tC1CC\tBroken.",
+        "3\tC\t",
+        "4\tO\tWater.",
+    )
+    output = tmp_path / "out"
+    prepare.main(
+        ["--task", "description", "--input", str(table), "--output", str(output), "--validation_fraction", "0"]
+    )
+    assert "{'train': 2}" in capsys.readouterr().out
+    manifest = read_manifest(output)
+    assert manifest["rejected"] == {"invalid SMILES": 1, "empty description": 1}
+    rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rejected] == ["train:a.tsv:2", "train:a.tsv:3"]
+    found = {record.conversation.smiles[0]: record for record in read_records(output, "train")}
+    assert found["CCO"].conversation.messages[1].content == "An alcohol."
+    np.testing.assert_array_equal(found["CCO"].graphs[0].senders, [0, 1, 1, 2])
+    assert found["O"].graphs[0].bonds.shape == (0, 3)
+    with pytest.raises(DataError, match="no split 'test'"):
+        read_records(output, "test")
+
+
+def test_prepare_reads_conversations(tmp_path):
+    turns = [{"role": "user", "content": "Which is larger?"}, {"role": "assistant", "content": "The second."}]
+    rows = [{"smiles": ["C", "CCO"], "messages": turns}, {"messages": turns}, {"smiles": "O", "messages": turns[:1]}]
+    table = write(tmp_path / "a.jsonl", *map(json.dumps, rows))
+    output = tmp_path / "out"
+    prepare.main(
+        ["--task", "instruction", "--input", str(table), "--output", str(output), "--validation_fraction", "0"]
+    )
+    records = read_records(output, "train")
+    assert sorted(record.conversation.smiles for record in records) == [(), ("C", "CCO")]
+    assert {len(record.graphs) for record in records} == {0, 2}
+    assert read_manifest(output)["rejected"] == {"no answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("a.csv", [], "no rows"),
+        ("a.csv", ["smiles,description"], "no rows"),
+        (
+            "a.csv",
+            ["structure,description", "C,x"],
+            r"no column 'smiles'.*found \['structure', 'description'\].*--smiles_column",
+        ),
+        ("a.csv", ["smiles,description", "C1CC,x"], "none of the 1 rows could be used"),
+        ("a.xlsx", ["x"], "unknown format '.xlsx'"),
+    ],
+)
+def test_prepare_says_what_is_wrong(tmp_path, name, lines, message):
+    table = write(tmp_path / name, *lines)
+    with pytest.raises(SystemExit, match=message):
+        prepare.main(["--task", "description", "--input", str(table), "--output", str(tmp_path / "out")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_prepare_overwrites_nothing(tmp_path):
+    table = write(tmp_path / "a.csv", "smiles,description", "C,x")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SystemExit, match="exists already"):
+        prepare.main(["--task", "description", "--input", str(table), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="no such file"):
+        prepare.main(["--task", "description", "--input", str(tmp_path / "b.csv"), "--output", str(tmp_path / "o")])
+
+
+def test_real_descriptions(tmp_path, shared_data):
+    """ChEBI-20's own validation file, whole."""
+    output = tmp_path / "chebi"
+    prepare.main(
+        ["--task", "description", "--input", str(shared_data / "chebi20" / "valid.tsv"), "--output", str(output)]
+    )
+    manifest = read_manifest(output)
+    assert sum(manifest["splits"].values()) == 300
+    assert 0 < manifest["splits"]["validation"] < 60
+    assert manifest["rejected"] == {}
+    assert manifest["sources"][0]["name"] == "valid.tsv"
