@@ -33,7 +33,11 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
         reason = str(error.args[0] if error.args else error).strip().splitlines()
+        if isinstance(error, KeyError):  # ml_collections: the key, and perhaps a suggestion
+            sys.exit(f"launch.py: no such config key: {'. '.join(reason)}")
         sys.exit(f"launch.py: wrong flag: {reason[-1].removeprefix('ValueError: ')}")
 
 

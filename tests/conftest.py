@@ -1,6 +1,7 @@
 """Settings of every test run: eight CPU devices, checked shapes; and the reference data."""
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,8 +12,6 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("llamo_jax.models", "beartype.beartype")
-
-from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

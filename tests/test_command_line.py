@@ -27,7 +27,7 @@ def run(*arguments, cwd):
     ("arguments", "message"),
     [
         (["--config", ROOT / "configs/stage1.py:huge"], "unknown preset 'huge'; known: tiny, small"),
-        (["--config", ROOT / "configs/stage1.py", "--config.train.step=3"], "Did you mean"),
+        (["--config", ROOT / "configs/stage1.py", "--config.train.step=3"], 'Did you mean "steps"'),
         (["--config", ROOT / "configs/stage1.py", "--config.prompt.style=latin"], "'latin' is not one of plain"),
         (["--config", ROOT / "configs/stage1.py", "--config.mesh.data=3"], "does not fit 8 devices"),
         (["--config", ROOT / "configs/stage1.py", "--config.data.source=/nowhere"], "is not a prepared dataset"),
@@ -47,7 +47,8 @@ def test_launch_says_what_is_wrong(tmp_path, arguments, message):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import llamo_jax, llamo_jax.models, sys; print(*{'tensorflow', 'rdkit', 'torch', 'transformers'} & {*sys.modules})"
+    heavy = "{'tensorflow', 'rdkit', 'torch', 'transformers'}"
+    code = f"import llamo_jax, llamo_jax.models, sys; print(*{heavy} & {{*sys.modules}})"
     result = run("-c", code, cwd=ROOT)
     assert result.stdout.strip() == ""
     assert result.returncode == 0, result.stderr

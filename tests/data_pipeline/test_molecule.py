@@ -1,3 +1,4 @@
+import itertools
 import json
 import pickle
 
@@ -111,5 +112,5 @@ def test_every_bond_appears_in_both_directions(smiles):
     np.testing.assert_array_equal(molecule.bonds[0::2], molecule.bonds[1::2])
     # each one-hot block of a motif row has exactly one entry
     bounds = np.cumsum((0, 11, 6, 6, 6, 6))
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         assert np.all(molecule.motifs[:, start:end].sum(axis=1) == 1)

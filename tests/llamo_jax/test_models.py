@@ -150,10 +150,10 @@ def test_lora_equals_the_original(golden, variant):
 def test_conversion_is_strict(golden):
     config = helpers.golden_config(golden, "mha")
     tensors = load_file(golden / "projector.safetensors")
-    with pytest.raises(WeightsError, match="unexpected tensors.*'extra'"):
+    with pytest.raises(WeightsError, match=r"unexpected tensors.*'extra'"):
         official.projector({**tensors, "extra": np.zeros(1)}, config)
     del tensors["layer_norm.bias"]
-    with pytest.raises(WeightsError, match="missing tensor 'layer_norm.bias'"):
+    with pytest.raises(WeightsError, match=r"missing tensor 'layer_norm\.bias'"):
         official.projector(tensors, config)
 
 
