@@ -9,6 +9,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from data_pipeline.logs import quiet_libraries
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:preset]; fields with --config.FIELD=VALUE")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default: runs/NAME-PRESET")
 flags.mark_flag_as_required("config")
@@ -18,6 +20,7 @@ def main(arguments: list[str]) -> None:
     """Runs the configuration that the flags describe."""
     if arguments[1:]:
         sys.exit(f"launch.py: unexpected arguments {arguments[1:]}; fields are set with --config.FIELD=VALUE")
+    quiet_libraries()
     # Imported after the flags are parsed, so that --help and a wrong flag answer at once.
     from llamo_jax import runs
 
@@ -31,7 +34,12 @@ def main(arguments: list[str]) -> None:
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Absl's flag parser, with one line instead of a traceback for a wrong preset or an unknown config key."""
     try:
-        return flags.FLAGS(arguments)
+        remaining = flags.FLAGS(arguments)
+        if not hasattr(_CONFIG.value, "to_dict"):
+            sys.exit(f"launch.py: {_CONFIG.value!r} is not a config file")
+        return remaining
+    except OSError as error:
+        sys.exit(f"launch.py: --config: {str(error).strip().splitlines()[-1].strip()}")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         while error.args and isinstance(error.args[0], Exception):
             error = error.args[0]

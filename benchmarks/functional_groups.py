@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from data_pipeline.logs import quiet_libraries
 from data_pipeline.prepare import prepare_embedded
 from data_pipeline.records import read_records
 from llamo_jax import runs
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cache_dir", default="data")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    quiet_libraries()
     try:
         print_result(measure(options.checkpoint, options.cache_dir), as_json=options.json)
     except runs.UserError as error:

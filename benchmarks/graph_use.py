@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.functional_groups import measure, print_result
 from configs import stage1
+from data_pipeline.logs import quiet_libraries
 from llamo_jax import runs
 
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--cache_dir", default="data")
     options = parser.parse_args(arguments)
+    quiet_libraries()
 
     config = stage1.get_config("tiny")
     config.prompt.show_smiles = False

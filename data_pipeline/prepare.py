@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_pipeline import corpus, describe, readers, records
 from data_pipeline.conversation import Conversation
+from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import FEATURE_VERSION, InvalidMoleculeError, parse_smiles
 from data_pipeline.tokenizer import TextTokenizer, train_tokenizer
 
@@ -178,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.embedded and not (options.task and options.input):
         parser.error("--task and --input are required")
+    quiet_libraries()
     try:
         if options.embedded:
             print(prepare_embedded(options.output))

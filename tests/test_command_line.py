@@ -34,6 +34,7 @@ def run(*arguments, cwd):
         (["--config", ROOT / "configs/stage2.py", "--config.init_from=/nowhere"], "/nowhere is not a training run"),
         (["--config", ROOT / "configs/stage1.py", "--workdir", "a_file"], "cannot create the workdir a_file"),
         (["--config", ROOT / "configs/stage1.py", "extra"], "unexpected arguments"),
+        (["--config", ROOT / "configs/stage9.py"], "No such file"),
         ([], "--config"),
     ],
 )

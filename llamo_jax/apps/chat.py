@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import parse_smiles
 
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=128)
     options = parser.parse_args(arguments)
 
+    quiet_libraries()
     from llamo_jax import runs
     from llamo_jax.apps.assistant import Assistant
 
