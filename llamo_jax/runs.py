@@ -22,7 +22,14 @@ from llamo_jax.parameters import WeightsError
 from llamo_jax.training import checkpoints, loop
 from llamo_jax.training.step import Arrays, ModelDefinition, TrainState
 
-UserError = (ConfigError, DataError, WeightsError, checkpoints.CheckpointError, InvalidMoleculeError)
+UserError = (
+    ConfigError,
+    DataError,
+    WeightsError,
+    checkpoints.CheckpointError,
+    InvalidMoleculeError,
+    FloatingPointError,
+)
 """What a user can cause and mend: one clear line instead of a traceback."""
 
 EMBEDDED = "embedded"

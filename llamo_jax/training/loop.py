@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     Weights come from, in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
     new run, the run `config.init_from`; (3) fresh initial values.
     """
+    start = time.perf_counter()
     settings = config.train
     definition = define_model(config.model)
     statistics = statistics_names(definition)
@@ -71,7 +73,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         if step == 0:
             samples.write(0, state, frozen)
         else:
-            print(f"continuing from step {step} in {workdir}")
+            print(f"continuing from step {step} of {settings.steps} in {workdir}")
 
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
@@ -103,8 +105,10 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
             if step % settings.checkpoint_every == 0 or last:
                 with progress.pause():
                     saved.save(state)
-        samples.write(step, state, frozen)
+        if step > first_step:
+            samples.write(step, state, frozen)
         log.close()
+    print(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
     return state
 
 
