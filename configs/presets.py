@@ -94,7 +94,7 @@ PRESETS = {
         "data": _rows(rows=8, tokens=256, molecules=5, atoms=72, motifs=32),
         "from_scratch": True,
         "stage1_steps": 800,
-        "stage2_steps": 200,
+        "stage2_steps": 600,
         "warmup_steps": 40,
     },
     # About 100 million parameters, from scratch on one accelerator. Not run yet.

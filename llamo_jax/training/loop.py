@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     with checkpoints.Checkpoints(workdir, keep=settings.keep_checkpoints) as saved:
         state = saved.restore(abstract_state)
         restored = set() if state is None else {*state.trained, *state.statistics}
-        arrays = _starting_weights(config, workdir, abstract, restored)
+        arrays = _starting_weights(config, workdir, abstract, trained, restored)
         frozen = {name: arrays.pop(name) for name in abstract if name in trained and not trained[name]}
         state = state or _new_state(arrays, abstract_state, optimizer)
         first_step = step = int(state.step)
@@ -135,8 +135,13 @@ def _abstract_state(
     )
 
 
-def _starting_weights(config: Config, workdir: Path, abstract: dict, have: set[str]) -> Arrays:
-    """Arrays for the names of `abstract` that are not in `have`: from `init_from`, the rest freshly drawn."""
+def _starting_weights(
+    config: Config, workdir: Path, abstract: dict, trained: dict[str, bool], have: set[str]
+) -> Arrays:
+    """Arrays for the names of `abstract` that are not in `have`: from `init_from`, the rest freshly drawn.
+
+    Raises ConfigError if a frozen parameter would be freshly drawn: it would stay random.
+    """
     arrays: Arrays = {}
     if config.init_from:
         base = checkpoints.read_base(workdir)
@@ -149,6 +154,12 @@ def _starting_weights(config: Config, workdir: Path, abstract: dict, have: set[s
             arrays, _ = checkpoints.load_weights_at(base, abstract)
         print(f"weights from {base.folder.name} at step {base.step}")
     wanted = {name: spec for name, spec in abstract.items() if name not in have and name not in arrays}
+    random = [name for name in wanted if name in trained and not trained[name]]
+    if random:
+        raise ConfigError(
+            f"{len(random)} frozen parameters would stay random, such as {random[0]}; "
+            "set config.init_from to a run that has them, or train them (config.train.trainable)"
+        )
     fresh = initial_arrays(config.model, wanted, config.seed) if wanted else {}
     return {name: array for name, array in {**arrays, **fresh}.items() if name not in have}
 

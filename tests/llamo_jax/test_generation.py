@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import stage1
 from data_pipeline.conversation import Conversation, Message
@@ -11,11 +12,13 @@ from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import featurized
 from data_pipeline.tokenizer import TextTokenizer
-from llamo_jax import runs
+from llamo_jax import parameters, runs
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.evaluation.functional_groups import score_groups
 from llamo_jax.generation.decode import collate_prompts, greedy
+from llamo_jax.models import LLaMo
+from llamo_jax.training.model import define_model
 from tests import helpers
 
 
@@ -57,8 +60,7 @@ def test_hidden_smiles_leave_no_trace(encoder):
 @pytest.fixture(scope="module")
 def small_model(encoder):
     config = helpers.model_config(vocab_size=2048)
-    definition, arrays = helpers.definition_and_arrays(config)
-    return definition, arrays
+    return define_model(config), parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(1))))
 
 
 def test_greedy_equals_step_by_step_argmax(encoder, small_model):

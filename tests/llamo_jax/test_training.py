@@ -271,6 +271,14 @@ def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
         checkpoints.load_weights(tmp_path / "stage2", abstract)
 
 
+def test_frozen_parameters_are_never_random(tmp_path, embedded):
+    rules = (("language_model/.*", False), (".*", True))
+    config = small_run(tmp_path, embedded)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, trainable=rules))
+    with pytest.raises(ConfigError, match=r"would stay random, such as language_model/"):
+        runs.train(config, tmp_path / "run")
+
+
 def test_model_config_round_trips_as_json():
     config = helpers.model_config(rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                                 "original_max_position_embeddings": 8192})  # fmt: skip
