@@ -98,7 +98,10 @@ def test_accumulation_equals_one_large_batch():
             state, metrics = step(state, frozen, stacked(rows))
         gradients.append({name: before[name] - x for name, x in jax.device_get(state.trained).items()})
         gradients[-1]["loss"] = metrics["loss"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+    for name, expected in gradients[1].items():  # the golden values' bound for full gradients
+        np.testing.assert_allclose(
+            gradients[0][name], expected, rtol=0, atol=2e-3 * np.abs(expected).max(), err_msg=name
+        )
 
 
 def test_chunked_loss_equals_the_whole():
