@@ -70,10 +70,6 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         first_step = step = int(state.step)
         log = metrics.MetricsLog(workdir, step)
         samples = _Samples(workdir, sampler, definition)
-        if step == 0:
-            samples.write(0, state, frozen)
-        else:
-            print(f"continuing from step {step} of {settings.steps} in {workdir}")
 
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
@@ -81,6 +77,12 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
             sums = [eval_step(state, frozen, sharding.put_batch(b, mesh)) for b in data.validation.evaluation_batches()]
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
+
+        if step == 0:
+            print("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
+            samples.write(0, state, frozen)
+        else:
+            print(f"continuing from step {step} of {settings.steps} in {workdir}")
 
         stream = _accumulated(data.train.training_batches(config.seed, step * settings.accumulate), settings.accumulate)
         progress = metrics.Progress(step, settings.steps)
