@@ -81,7 +81,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The whole model; see DESIGN in docs for how the parts fit."""
+    """The whole model; graph encoder, projector and decoder, joined in llamo_jax.models.llamo."""
 
     graph_encoder: GraphEncoderConfig
     projector: ProjectorConfig
