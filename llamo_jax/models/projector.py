@@ -121,8 +121,7 @@ def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -
 def _slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:
     """Which molecule slot each node belongs to; padding nodes belong to the padding slot."""
     slots = jnp.arange(graphs.n_node.shape[-1])
-    repeat = lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1])  # noqa: E731
-    return jax.vmap(repeat)(graphs.n_node)
+    return jax.vmap(lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1]))(graphs.n_node)
 
 
 def _heads(x: Array, num_heads: int) -> Array:

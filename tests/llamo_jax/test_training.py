@@ -121,7 +121,10 @@ def test_sharded_step_equals_one_device(mesh_config):
     definition, step, state, frozen = start(config, ((".*", True),))
     mesh = sharding.make_mesh(mesh_config)
     abstract = abstract_arrays(definition, config, mesh, {})
-    place = lambda arrays: {name: jax.device_put(x, abstract[name].sharding) for name, x in arrays.items()}  # noqa: E731
+
+    def place(arrays):
+        return {name: jax.device_put(x, abstract[name].sharding) for name, x in arrays.items()}
+
     state = state._replace(
         step=jax.device_put(state.step, sharding.replicated(mesh)),
         trained=place(state.trained),
