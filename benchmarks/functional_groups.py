@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from data_pipeline.embedded import prepare_embedded
 from data_pipeline.logs import quiet_libraries
-from data_pipeline.prepare import prepare_embedded
 from data_pipeline.records import read_records
 from llamo_jax import runs
 from llamo_jax.apps.assistant import Assistant

@@ -33,7 +33,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "data": {
                 "source": "embedded",
                 "task": "description",
-                "tokenizer": "embedded",
+                "tokenizer": "",
                 "cache_dir": "data",
                 **sizes.data,
             },

@@ -59,8 +59,8 @@ class Batch(NamedTuple):
 class GraphArrays(NamedTuple):
     """The arrays of one molecule that enter a batch: `Molecule` without its text; see data_pipeline.molecule."""
 
-    atoms: np.ndarray  # uint8[N, 9]
-    bonds: np.ndarray  # uint8[E, 3]
+    atoms: np.ndarray  # uint8[N, 9]; other graphs: unsigned integers, as many columns as their vocabulary
+    bonds: np.ndarray  # uint8[E, 3]; the same
     senders: np.ndarray  # int32[E]
     receivers: np.ndarray  # int32[E]
     motifs: np.ndarray  # uint8[M, 73]
@@ -101,11 +101,16 @@ class RowSize(NamedTuple):
 
 
 class BatchShape(NamedTuple):
-    """The static shape of all batches of a run: `rows` rows (B) of capacity `row`, divided over `shards` (S)."""
+    """The static shape of all batches of a run: `rows` rows (B) of capacity `row`, divided over `shards` (S).
+
+    node_features, edge_features: how many categorical features graphs have; molecules unless said otherwise.
+    """
 
     rows: int
     shards: int
     row: RowSize
+    node_features: int = len(ATOM_CARDINALITIES)
+    edge_features: int = len(BOND_CARDINALITIES)
 
     def per_shard(self) -> tuple[int, int, int, int]:
         """(G, N, E, M) of one shard, with room for jraph's padding graph, rounded up to multiples of 8."""
@@ -163,8 +168,8 @@ def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph
     # Padding edges connect the first padding atom with itself.
     senders = np.full(num_edges, offsets[-1], np.int32)
     receivers = senders.copy()
-    nodes = np.zeros((num_atoms, len(ATOM_CARDINALITIES)), np.int32)
-    edges = np.zeros((num_edges, len(BOND_CARDINALITIES)), np.int32)
+    nodes = np.zeros((num_atoms, shape.node_features), np.int32)
+    edges = np.zeros((num_edges, shape.edge_features), np.int32)
     motifs = np.zeros((num_motifs, MOTIF_FEATURES), np.float32)
     edge = motif = 0
     for graph, offset in zip(graphs, offsets, strict=False):

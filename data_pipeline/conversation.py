@@ -13,7 +13,11 @@ class Message(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """A conversation that shows the molecules `smiles` (zero, one or several) in its first user turn."""
+    """A conversation that shows the molecules `smiles` (zero, one or several).
+
+    graph_at: (message, character) before which their graphs stand; None: at the beginning of the first user turn.
+    """
 
     smiles: tuple[str, ...]
     messages: tuple[Message, ...]
+    graph_at: tuple[int, int] | None = None

@@ -104,7 +104,8 @@ def scaffold_split(smiles: list[str]) -> list[str]:
 
 def murcko_scaffold(smiles: str) -> str:
     """Canonical SMILES of the Murcko scaffold without stereochemistry; "" for an acyclic molecule."""
-    return MurckoScaffold.MurckoScaffoldSmiles(smiles=smiles, includeChirality=False)
+    with quiet_rdkit():
+        return MurckoScaffold.MurckoScaffoldSmiles(smiles=smiles, includeChirality=False)
 
 
 def _decorate(scaffold: str, count: int) -> Iterator[str]:

@@ -1,87 +1,161 @@
-"""From prepared records to batches: encode once, pack, and stream by step number through tf.data."""
+"""From prepared records to batches: which rows a step holds is known from lengths alone, and read by index."""
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
-from data_pipeline.packing import pack_rows, plan_epoch
-from data_pipeline.prompt import PromptEncoder, PromptError, truncate
-from data_pipeline.records import DataError, Record
+from data_pipeline.errors import DataError
+from data_pipeline.lengths import token_lengths
+from data_pipeline.packing import Rows, pack_rows, row_at, source_at
+from data_pipeline.prompt import PromptEncoder, truncate
+from data_pipeline.records import Record, RecordReader
+
+
+class Source(Protocol):
+    """Where encoded conversations come from, by index; `RecordReader` with a `PromptEncoder` is the usual one.
+
+    sizes: int32[C, 4], molecules, atoms, edges and motifs; lengths: int32[C, 3], see data_pipeline.lengths.
+    """
+
+    sizes: np.ndarray
+    lengths: np.ndarray
+
+    def load(self, indices: np.ndarray) -> list[EncodedConversation]:
+        """The conversations at these positions."""
+
+
+class EncodedRecords:
+    """The records of one split, encoded when they are read; see Source."""
+
+    def __init__(self, reader: RecordReader, encoder: PromptEncoder):
+        self._reader = reader
+        self._encoder = encoder
+        self.sizes = reader.sizes
+        self.lengths = token_lengths(reader, encoder)
+
+    def load(self, indices: np.ndarray) -> list[EncodedConversation]:
+        """See Source."""
+        records: list[Record] = self._reader.fetch(indices)
+        return self._encoder.encode(records)
 
 
 class PackedDataset:
-    """Encoded conversations in memory, and the batches they make.
+    """The conversations of one source that fit a row, packed into rows once, whatever the host or the device.
 
-    Batches depend on (seed, step) alone; nothing but the step number has to be remembered to continue.
     `skipped` counts conversations that fit no row, by reason.
     """
 
-    def __init__(self, records: list[Record], encoder: PromptEncoder, shape: BatchShape):
-        self.shape = shape
-        self.skipped: Counter[str] = Counter()
-        self.conversations: list[EncodedConversation] = []
-        for conversation in encoder.encode([(record.conversation, record.graphs) for record in records]):
-            try:
-                self.conversations.append(_fitting(conversation, shape.row))
-            except PromptError as error:
-                self.skipped[error.reason] += 1
-        if not self.conversations:
-            raise DataError(f"no conversation fits a row of {shape.row}; skipped: {dict(self.skipped)}")
-        self.sizes = np.array([conversation.size() for conversation in self.conversations])
-        self._epochs: dict[tuple[int, int], list[list[int]]] = {}
+    def __init__(self, source: Source, row: RowSize, *, seed: int = 0):
+        self._source = source
+        self.row = row
+        self._sizes, keep, self.skipped = _row_sizes(source, row)
+        if not keep.any():
+            raise DataError(f"no conversation fits a row of {row}; skipped: {dict(self.skipped)}")
+        self._kept = np.flatnonzero(keep)
+        order = np.random.default_rng(seed).permutation(self._kept)
+        self.rows = pack_rows(self._sizes, row, order)
 
-    def training_batches(self, seed: int, first_step: int = 0) -> "BatchStream":
-        """Endless batches from `first_step` on; the last batch of an epoch may end in padding rows."""
+    def __len__(self) -> int:
+        """The number of conversations that fit a row."""
+        return len(self._kept)
+
+    def fill(self) -> float:
+        """The fraction of the rows' token slots that hold a token."""
+        return float(self.token_counts().sum() / (len(self.rows) * self.row.tokens))
+
+    def token_counts(self) -> np.ndarray:
+        """int64[conversations]: the token slots that each takes."""
+        return self._sizes[self._kept, 0]
+
+    def evaluation_rows(self) -> Rows:
+        """Every conversation exactly once, in the order of the records as far as packing allows."""
+        return pack_rows(self._sizes, self.row, self._kept)
+
+    def load(self, rows: Sequence[np.ndarray]) -> list[list[EncodedConversation]]:
+        """The conversations of rows of indices, truncated to what a row holds."""
+        loaded = iter(self._source.load(np.concatenate([np.zeros(0, np.int64), *rows])))
+        return [[truncate(next(loaded), self.row.tokens) for _ in row] for row in rows]
+
+
+def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Counter]:
+    """int64[C, 5] `RowSize`s after truncation, which of the conversations fit, and why the others do not."""
+    tokens, graph_end, first_target = source.lengths.astype(np.int64).T
+    length = np.minimum(tokens, row.tokens + 1)  # the last token is only a target
+    sizes = np.concatenate([(length - 1)[:, None], source.sizes.astype(np.int64)], axis=1)
+    reasons = {
+        "graph tokens beyond the row's end": graph_end > length,
+        "no answer within the row": first_target >= length,
+    }
+    for column, name in enumerate(RowSize._fields):
+        reasons[f"more {name} than a row's {row[column]}"] = sizes[:, column] > row[column]
+    keep = np.ones(len(sizes), bool)
+    skipped: Counter[str] = Counter()
+    for reason, hit in reasons.items():
+        skipped[reason] += int((keep & hit).sum())
+        keep &= ~hit
+    return sizes, keep, +skipped
+
+
+class Shards(NamedTuple):
+    """The batch shards `first` … `end - 1`: those that this process holds."""
+
+    first: int
+    end: int
+
+    def of(self, shape: BatchShape) -> tuple[BatchShape, range]:
+        """The shape of this process' part of a batch, and its rows' positions in the whole."""
+        per_shard = shape.rows // shape.shards
+        count = self.end - self.first
+        return shape._replace(rows=count * per_shard, shards=count), range(self.first * per_shard, self.end * per_shard)
+
+
+class BatchLoader:
+    """Batches from one data set or a weighted mixture; a process may ask for its own shards only.
+
+    Batches depend on (seed, step) alone; nothing but the step number has to be remembered to continue. Weights are
+    shares of rows.
+    """
+
+    def __init__(self, datasets: Sequence[PackedDataset], weights: Sequence[float], shape: BatchShape):
+        if len(datasets) != len(weights) or not datasets or min(weights) <= 0:
+            raise DataError("a mixture needs a positive weight for every data set")
+        self._datasets = datasets
+        self._weights = tuple(map(float, weights))
+        self.shape = shape
+
+    def training_batches(self, seed: int, first_step: int = 0, shards: Shards | None = None) -> "BatchStream":
+        """Endless full batches from `first_step` on: each data set's rows in another order every epoch."""
+        local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
 
         def build(step: int) -> Batch:
-            return self._batch(*self._locate(seed, step))
+            places = [source_at(self._weights, seed, step * self.shape.rows + position) for position in positions]
+            rows: list[list[EncodedConversation]] = [[] for _ in places]
+            for number, dataset in enumerate(self._datasets):
+                mine = [index for index, (source, _) in enumerate(places) if source == number]
+                chosen = [dataset.rows.row(row_at(len(dataset.rows), seed, places[index][1])) for index in mine]
+                for index, row in zip(mine, dataset.load(chosen), strict=True):
+                    rows[index] = row
+            return collate(rows, local)
 
-        return BatchStream(build, first_step, np.iinfo(np.int64).max, self._batch([], 0))
+        return BatchStream(build, first_step, np.iinfo(np.int64).max, collate([], local))
 
-    def evaluation_batches(self) -> "BatchStream":
-        """Every conversation exactly once, in a fixed order."""
-        rows = pack_rows(self.sizes, self.shape.row, np.arange(len(self.sizes)))
-        return BatchStream(lambda step: self._batch(rows, step), 0, self._num_batches(rows), self._batch([], 0))
+    def evaluation_batches(self, shards: Shards | None = None) -> "BatchStream":
+        """Every conversation of every data set exactly once, in a fixed order; the end is padded with empty rows."""
+        local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
+        plans = [(dataset, dataset.evaluation_rows()) for dataset in self._datasets]
+        steps = [(d, rows, start) for d, rows in plans for start in range(0, len(rows), self.shape.rows)]
 
-    def fill(self, seed: int = 0) -> float:
-        """The fraction of token slots that hold a token, over one epoch."""
-        rows = plan_epoch(self.sizes, self.shape.row, seed, 0)
-        return float(self.sizes[:, 0].sum() / (self._num_batches(rows) * self.shape.rows * self.shape.row.tokens))
+        def build(step: int) -> Batch:
+            dataset, rows, start = steps[step]
+            wanted = [start + position for position in positions if start + position < len(rows)]
+            return collate(dataset.load([rows.row(index) for index in wanted]), local)
 
-    def _locate(self, seed: int, step: int) -> tuple[list[list[int]], int]:
-        """The rows of the epoch that step lies in, and the number of its batch there."""
-        for epoch in range(step + 1):
-            rows = self._epoch(seed, epoch)
-            if step < self._num_batches(rows):
-                return rows, step
-            step -= self._num_batches(rows)
-        raise AssertionError("an epoch has at least one batch")
-
-    def _epoch(self, seed: int, epoch: int) -> list[list[int]]:
-        if (seed, epoch) not in self._epochs:
-            self._epochs[seed, epoch] = plan_epoch(self.sizes, self.shape.row, seed, epoch)
-        return self._epochs[seed, epoch]
-
-    def _num_batches(self, rows: list[list[int]]) -> int:
-        return -(-len(rows) // self.shape.rows)
-
-    def _batch(self, rows: list[list[int]], number: int) -> Batch:
-        chosen = rows[number * self.shape.rows : (number + 1) * self.shape.rows]
-        return collate([[self.conversations[index] for index in row] for row in chosen], self.shape)
-
-
-def _fitting(conversation: EncodedConversation, row: RowSize) -> EncodedConversation:
-    """The conversation, truncated to a row's tokens; raises PromptError if its molecules do not fit a row."""
-    conversation = truncate(conversation, row.tokens)
-    for name, need, limit in zip(RowSize._fields, conversation.size(), row, strict=True):
-        if need > limit:
-            raise PromptError(f"more {name} than a row's {limit}")
-    return conversation
+        return BatchStream(build, 0, len(steps), collate([], local))
 
 
 class BatchStream(Iterator[Batch]):

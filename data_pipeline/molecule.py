@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import logging
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,16 +13,20 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from data_pipeline.motifs import motif_features
-from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES
+from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 
 FEATURE_VERSION = 1
 """Written into every manifest; raise it when any feature of the same SMILES changes."""
+
+MAX_SMILES = 100_000
+"""Longer texts are refused unread: RDKit's parser recurses, and no molecule of the field comes near."""
 
 _CHIRALITY = ("CHI_UNSPECIFIED", "CHI_TETRAHEDRAL_CW", "CHI_TETRAHEDRAL_CCW", "CHI_OTHER")
 _HYBRIDIZATION = ("SP", "SP2", "SP3", "SP3D", "SP3D2")
 _BOND_TYPE = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
 _STEREO = ("STEREONONE", "STEREOZ", "STEREOE", "STEREOCIS", "STEREOTRANS", "STEREOANY")
 
+_NUMBER_INDEX = (118, *range(118))  # atomic number 0 (a wildcard) is the last row, as for all unknown elements
 _CHIRALITY_INDEX = {Chem.ChiralType.names[name]: i for i, name in enumerate(_CHIRALITY)}
 _HYBRIDIZATION_INDEX = {Chem.HybridizationType.names[name]: i for i, name in enumerate(_HYBRIDIZATION)}
 _BOND_TYPE_INDEX = {Chem.BondType.names[name]: i for i, name in enumerate(_BOND_TYPE)}
@@ -59,35 +65,79 @@ class Molecule(NamedTuple):
 
 
 def featurize(smiles: str) -> Molecule:
-    """The molecule's features; raises InvalidMoleculeError if RDKit refuses the SMILES or it has no atoms."""
+    """The molecule's features; raises InvalidMoleculeError if RDKit refuses the SMILES or it has no atoms.
+
+    Motifs are found in the canonical SMILES. A molecule whose canonical SMILES RDKit cannot read back has none (M = 0),
+    as in the original.
+    """
     mol = parse_smiles(smiles)
-    canonical = Chem.MolToSmiles(mol, isomericSmiles=False)
-    flat = parse_smiles(canonical)
-    senders, receivers, bonds = _edges(mol)
-    return Molecule(canonical, _atoms(mol), bonds, senders, receivers, motif_features(flat))
+    with _refused(smiles), quiet_rdkit():
+        canonical = Chem.MolToSmiles(mol, isomericSmiles=False)
+        senders, receivers, bonds = _edges(mol)
+        atoms = _atoms(mol)
+    try:
+        motifs = motif_features(parse_smiles(canonical))
+    except InvalidMoleculeError:
+        motifs = np.zeros((0, MOTIF_FEATURES), np.uint8)
+    return Molecule(canonical, atoms, bonds, senders, receivers, motifs)
 
 
 def parse_smiles(smiles: str) -> Chem.Mol:
     """An RDKit molecule with at least one atom; raises InvalidMoleculeError with RDKit's reason otherwise."""
-    with quiet_rdkit():
-        mol = Chem.MolFromSmiles(smiles)
+    if len(smiles) > MAX_SMILES:
+        raise InvalidMoleculeError(smiles, f"longer than {MAX_SMILES:,} characters")
+    with _refused(smiles):
+        with quiet_rdkit():
+            mol = Chem.MolFromSmiles(smiles)
         if mol is None:
-            raise InvalidMoleculeError(smiles, _refusal(smiles))
+            raise InvalidMoleculeError(smiles, _reason(_messages(smiles)))
     if mol.GetNumAtoms() == 0:
         raise InvalidMoleculeError(smiles, "no atoms")
     return mol
 
 
-def _refusal(smiles: str) -> str:
-    """Why RDKit refuses a SMILES; the exception of the step that fails carries the reason."""
-    mol = Chem.MolFromSmiles(smiles, sanitize=False)
-    if mol is None:
-        return "not valid SMILES syntax"
+@contextlib.contextmanager
+def _refused(smiles: str) -> Iterator[None]:
+    """RDKit's exceptions (broken invariants, text that is not Unicode) as InvalidMoleculeError."""
     try:
-        Chem.SanitizeMol(mol)
-    except Chem.MolSanitizeException as error:
-        return str(error).strip()
-    return "refused by RDKit"
+        yield
+    except InvalidMoleculeError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InvalidMoleculeError(smiles, _reason(str(error).splitlines())) from None
+
+
+def _messages(smiles: str) -> list[str]:
+    """The lines that RDKit logs when it refuses a SMILES: the reason of a syntax error stands nowhere else."""
+    messages = _Messages()
+    logger = logging.getLogger("rdkit")
+    handlers, logger.handlers = logger.handlers, [messages]
+    propagate, logger.propagate = logger.propagate, False
+    rdBase.LogToPythonLogger()
+    try:
+        Chem.MolFromSmiles(smiles)
+    finally:
+        rdBase.LogToCppStreams()
+        logger.handlers, logger.propagate = handlers, propagate
+    return messages.lines
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += re.sub(r"^\[[\d:]+\]", "", record.getMessage()).splitlines()
+
+
+def _reason(lines: list[str]) -> str:
+    """One line out of several: the first that says something, without the SMILES in it."""
+    said = [line.strip() for line in lines if line.strip(" *")]
+    if not said:
+        return "refused by RDKit"
+    first = ": ".join(said[:2]) if said[0].endswith("Violation") else said[0]
+    return re.sub(r" (while parsing|for input): .*", "", first.removeprefix("SMILES Parse Error: "))
 
 
 @contextlib.contextmanager
@@ -101,36 +151,39 @@ def quiet_rdkit() -> Iterator[None]:
 
 
 def _atoms(mol: Chem.Mol) -> np.ndarray:
-    rows = []
-    for atom in mol.GetAtoms():
-        number = atom.GetAtomicNum()
+    values: list[int] = []
+    for index in range(mol.GetNumAtoms()):
+        atom = mol.GetAtomWithIdx(index)
         charge = atom.GetFormalCharge()
-        rows.append(
-            (
-                number - 1 if 1 <= number <= 118 else 118,
-                _CHIRALITY_INDEX.get(atom.GetChiralTag(), 4),
-                min(atom.GetTotalDegree(), 11),
-                charge + 5 if -5 <= charge <= 5 else 11,
-                min(atom.GetTotalNumHs(), 9),
-                min(atom.GetNumRadicalElectrons(), 5),
-                _HYBRIDIZATION_INDEX.get(atom.GetHybridization(), 5),
-                atom.GetIsAromatic(),
-                atom.IsInRing(),
-            )
+        values += (
+            _NUMBER_INDEX[atom.GetAtomicNum()],
+            _CHIRALITY_INDEX.get(atom.GetChiralTag(), 4),
+            min(atom.GetTotalDegree(), 11),
+            charge + 5 if -5 <= charge <= 5 else 11,
+            min(atom.GetTotalNumHs(), 9),
+            min(atom.GetNumRadicalElectrons(), 5),
+            _HYBRIDIZATION_INDEX.get(atom.GetHybridization(), 5),
+            atom.GetIsAromatic(),
+            atom.IsInRing(),
         )
-    return np.array(rows, np.uint8).reshape(-1, len(ATOM_CARDINALITIES))
+    return np.frombuffer(bytearray(values), np.uint8).reshape(-1, len(ATOM_CARDINALITIES))
 
 
 def _edges(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    begin, end, rows = [], [], []
-    for bond in mol.GetBonds():
-        begin.append(bond.GetBeginAtomIdx())
-        end.append(bond.GetEndAtomIdx())
-        # A stereo label outside the vocabulary (atropisomers) counts as none; the original raises.
-        stereo = _STEREO_INDEX.get(bond.GetStereo(), 0)
-        rows.append((_BOND_TYPE_INDEX.get(bond.GetBondType(), 4), stereo, bond.GetIsConjugated()))
-    both = np.array([begin, end], np.int32).reshape(2, -1)
-    senders = both.T.reshape(-1)
-    receivers = both[::-1].T.reshape(-1)
-    bonds = np.repeat(np.array(rows, np.uint8).reshape(-1, len(BOND_CARDINALITIES)), 2, axis=0)
-    return np.ascontiguousarray(senders), np.ascontiguousarray(receivers), bonds
+    ends: list[int] = []
+    values: list[int] = []
+    for index in range(mol.GetNumBonds()):
+        bond = mol.GetBondWithIdx(index)
+        begin, end = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        ends += (begin, end, end, begin)
+        features = (
+            _BOND_TYPE_INDEX.get(bond.GetBondType(), 4),
+            # A stereo label outside the vocabulary (atropisomers) counts as none; the original raises.
+            _STEREO_INDEX.get(bond.GetStereo(), 0),
+            bond.GetIsConjugated(),
+        )
+        values += features
+        values += features
+    senders, receivers = np.array(ends, np.int32).reshape(-1, 2).T.copy()
+    bonds = np.frombuffer(bytearray(values), np.uint8).reshape(-1, len(BOND_CARDINALITIES))
+    return senders, receivers, bonds

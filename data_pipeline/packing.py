@@ -1,4 +1,7 @@
-"""Which conversations share a row, and the order of rows: a pure function of sizes, seed and epoch."""
+"""Which conversations share a row, and the order of rows: pure functions of sizes, seed and position."""
+
+import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -7,36 +10,97 @@ from data_pipeline.batch import RowSize
 WINDOW = 2048
 """Conversations that are packed together; larger fills rows slightly better and takes longer."""
 
+MIXTURE_BLOCK = 1000
+"""Rows after which a weighted mixture has exactly its shares."""
 
-def pack_rows(sizes: np.ndarray, capacity: RowSize, order: np.ndarray) -> list[list[int]]:
-    """Rows of conversation indices, each within `capacity`: first-fit decreasing over windows of `order`.
+
+class Rows(NamedTuple):
+    """Rows of conversation indices: row r holds `order[starts[r]:starts[r + 1]]`."""
+
+    order: np.ndarray  # int64[C]
+    starts: np.ndarray  # int64[R + 1]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def row(self, index: int) -> np.ndarray:
+        """The conversations of one row."""
+        return self.order[self.starts[index] : self.starts[index + 1]]
+
+
+def pack_rows(sizes: np.ndarray, capacity: RowSize, order: np.ndarray) -> Rows:
+    """Packs the conversations of `order` into rows within `capacity`: first-fit decreasing over windows of `order`.
 
     sizes: int[C, 5], the `RowSize` of every conversation, none above the capacity. Each index of `order` appears in
     exactly one row.
     """
-    rows: list[list[int]] = []
-    limit = np.array(capacity)
+    limit = np.array(capacity, np.int64)
+    packed, starts = [], [np.zeros(1, np.int64)]
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
         window = window[np.argsort(-sizes[window, 0], kind="stable")]
-        free = np.empty((len(window), len(limit)), limit.dtype)
-        first_row = len(rows)
-        for index in window:
-            used = len(rows) - first_row
-            fits = np.flatnonzero((free[:used] >= sizes[index]).all(axis=1))
-            if len(fits):
-                row = fits[0]
-                rows[first_row + row].append(int(index))
-            else:
-                row = used
-                free[row] = limit
-                rows.append([int(index)])
-            free[row] -= sizes[index]
-    return rows
+        row_of = _first_fit(sizes[window].astype(np.int64), limit)
+        packed.append(window[np.argsort(row_of, kind="stable")])
+        starts.append(starts[-1][-1] + np.cumsum(np.bincount(row_of)))
+    return Rows(np.concatenate([np.zeros(0, np.int64), *packed]), np.concatenate(starts))
 
 
-def plan_epoch(sizes: np.ndarray, capacity: RowSize, seed: int, epoch: int) -> list[list[int]]:
-    """The rows of one training epoch in their order; different for every (seed, epoch)."""
-    rng = np.random.default_rng((seed, epoch))
-    rows = pack_rows(sizes, capacity, rng.permutation(len(sizes)))
-    return [rows[index] for index in rng.permutation(len(rows))]
+def _first_fit(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """int[C]: for every conversation, in their order, the first row that has room for it."""
+    free = np.tile(limit, (len(sizes), 1))
+    row_of = np.empty(len(sizes), np.int64)
+    first_open = used = 0  # rows before `first_open` have less room than any conversation needs
+    smallest = sizes[:, 0].min(initial=limit[0])
+    for index, size in enumerate(sizes):
+        fits = (free[first_open:used] >= size).all(axis=1)
+        row = first_open + int(fits.argmax()) if fits.any() else used
+        used = max(used, row + 1)
+        row_of[index] = row
+        free[row] -= size
+        while first_open < used and free[first_open, 0] < smallest:
+            first_open += 1
+    return row_of
+
+
+def row_at(num_rows: int, seed: int, position: int) -> int:
+    """The row at a position of the endless training order: every epoch is another permutation of all rows."""
+    epoch, offset = divmod(position, num_rows)
+    return int(_permutation(num_rows, seed, epoch)[offset])
+
+
+@functools.lru_cache(maxsize=8)  # neighbouring positions share an epoch
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _mixture_block(weights: tuple[float, ...], seed: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which source each position of a block belongs to, and its number among the block's positions of that source."""
+    counts = _block_counts(weights)
+    sources = np.random.default_rng((seed, block)).permutation(np.repeat(np.arange(len(weights)), counts))
+    rank = np.zeros(MIXTURE_BLOCK, np.int64)
+    for source in range(len(weights)):
+        chosen = sources == source
+        rank[chosen] = np.arange(chosen.sum())
+    return sources, rank
+
+
+@functools.lru_cache(maxsize=8)
+def _block_counts(weights: tuple[float, ...]) -> np.ndarray:
+    """Positions of each source in a block: shares of the weights, by largest remainder, at least one."""
+    exact = np.array(weights) / sum(weights) * MIXTURE_BLOCK
+    counts = np.maximum(np.floor(exact).astype(int), 1)
+    for source in np.argsort(np.floor(exact) - exact, kind="stable")[: MIXTURE_BLOCK - counts.sum()]:
+        counts[source] += 1
+    counts[np.argmax(counts)] += MIXTURE_BLOCK - counts.sum()
+    return counts
+
+
+def source_at(weights: tuple[float, ...], seed: int, position: int) -> tuple[int, int]:
+    """(source, position in that source) of a position of an endless weighted mixture; exact in every block."""
+    if len(weights) == 1:
+        return 0, position
+    block, offset = divmod(position, MIXTURE_BLOCK)
+    sources, rank = _mixture_block(weights, seed, block)
+    source = int(sources[offset])
+    return source, int(block * _block_counts(weights)[source] + rank[offset])

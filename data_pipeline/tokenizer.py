@@ -1,11 +1,17 @@
 """Tokenizers: any Hugging Face folder, used without ever turning text into control tokens; and training a small one."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from data_pipeline.errors import DataError, PromptError
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+_SPACE = "\u2581"  # sentencepiece's "▁"
+# The model is a protocol buffer, and concatenated ones merge: normalizer_spec {add_dummy_prefix: false}.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "Assistant: {{ message['content'] }}{{ eos_token }}{% else %}"
@@ -14,11 +20,51 @@ _CHAT_TEMPLATE = (
 )
 
 
-class TextTokenizer:
+class TextTokenizer(Protocol):
     """Encodes plain text: what looks like a control token in it is ordinary text.
 
     bos_id, eos_id: ids that frame conversations and answers; size: ids are below it.
     """
+
+    bos_id: int | None
+    eos_id: int
+    size: int
+
+    def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
+        """Token ids of each text, without any control token.
+
+        bare: which texts directly follow a control token, where sentencepiece puts no space in front.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, control tokens left out."""
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes an ordinary Hugging Face tokenizer folder."""
+
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that encode alike."""
+
+
+def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
+    """The tokenizer of a Hugging Face folder; raises DataError if it is none.
+
+    A sentencepiece `tokenizer.model` goes before a `tokenizer.json`: Llama-2's ids are those of sentencepiece.
+    """
+    if (Path(folder) / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(Path(folder))
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        raise DataError(f"{folder} is not a tokenizer folder (no tokenizer.model and no tokenizer_config.json)")
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    try:
+        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizers`-based tokenizer; see TextTokenizer."""
 
     def __init__(self, hugging_face: Any):
         self._tokenizer = hugging_face
@@ -28,31 +74,82 @@ class TextTokenizer:
         self.eos_id: int = hugging_face.eos_token_id
         self.bos_id: int | None = hugging_face.bos_token_id
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike) -> "TextTokenizer":
-        """From an ordinary Hugging Face tokenizer folder; raises FileNotFoundError if it is none."""
-        if not (Path(folder) / "tokenizer_config.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a tokenizer folder (no tokenizer_config.json)")
-        from transformers import AutoTokenizer  # takes seconds to import
-
-        return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without any control token."""
+    def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
+        """See TextTokenizer; byte-level tokenizers know no spaces in front."""
+        del bare
         if not texts:
             return []
         return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, control tokens left out."""
+        """See TextTokenizer."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes an ordinary Hugging Face tokenizer folder."""
+        """See TextTokenizer."""
         self._tokenizer.save_pretrained(folder)
 
+    def fingerprint(self) -> str:
+        """See TextTokenizer."""
+        return hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+    def control_tokens(self) -> dict[str, int]:
+        """The texts of its control tokens and their ids."""
+        return {token.content: index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """The conversation in the tokenizer's own chat template; raises DataError if it has none or refuses."""
+        if not self._tokenizer.chat_template:
+            raise DataError("the tokenizer has no chat template; use prompt style 'plain'")
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # whatever the template raises, such as "roles must alternate"
+            raise PromptError(f"refused by the chat template: {str(error).splitlines()[0]}") from None
+
+
+class SentencePieceTokenizer:
+    """A bare sentencepiece model, as Llama-2's; see TextTokenizer."""
+
+    def __init__(self, folder: Path):
+        import sentencepiece
+
+        content = (folder / "tokenizer.model").read_bytes()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=content + _NO_DUMMY_PREFIX)
+        except RuntimeError as error:
+            raise DataError(f"{folder}/tokenizer.model is not a sentencepiece model ({error})") from None
+        self._content = content
+        configuration = folder / "tokenizer_config.json"
+        self._configuration = configuration.read_bytes() if configuration.is_file() else None
+        self.size: int = self._processor.vocab_size()
+        self.bos_id: int | None = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+
+    def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
+        """See TextTokenizer; a text gets sentencepiece's space in front unless it is bare."""
+        bare = bare or [False] * len(texts)
+        pieces = [text if alone else f"{_SPACE}{text}" for text, alone in zip(texts, bare, strict=True)]
+        return self._processor.encode(pieces)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See TextTokenizer."""
+        return self._processor.decode([i for i in ids if not self._processor.is_control(i)])
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """See TextTokenizer; the model and its configuration as they were."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "tokenizer.model").write_bytes(self._content)
+        if self._configuration is not None:
+            (Path(folder) / "tokenizer_config.json").write_bytes(self._configuration)
+
+    def fingerprint(self) -> str:
+        """See TextTokenizer."""
+        return hashlib.sha256(self._content).hexdigest()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     """A byte-level BPE tokenizer of at most `vocab_size` ids; digits are single tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +167,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return TextTokenizer(
+    return HuggingFaceTokenizer(
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token=PAD,

@@ -115,9 +115,9 @@ class PromptConfig:
 class DataConfig:
     """Where records come from, and the capacity of a row; see data_pipeline.batch."""
 
-    source: str  # "embedded", or a folder written by data_pipeline.prepare
-    task: str
-    tokenizer: str  # folder of a Hugging Face tokenizer, or "embedded"
+    source: str  # "embedded", a folder written by data_pipeline.prepare, or a mixture: folder=weight,folder=weight
+    task: str  # of the embedded corpus
+    tokenizer: str  # Hugging Face folder; "": that of init_from, else the one in the (first) source
     cache_dir: str  # where the embedded corpus is prepared
     rows: int  # B, over all devices
     tokens_per_row: int  # T

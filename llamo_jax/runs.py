@@ -9,12 +9,15 @@ import jax
 
 from data_pipeline.batch import BatchShape, RowSize
 from data_pipeline.conversation import Conversation, Message
-from data_pipeline.loader import PackedDataset
+from data_pipeline.embedded import prepare_embedded
+from data_pipeline.errors import DataError
+from data_pipeline.jobs import Runner
+from data_pipeline.loader import BatchLoader, EncodedRecords, PackedDataset
 from data_pipeline.molecule import InvalidMoleculeError
-from data_pipeline.prepare import prepare_embedded
 from data_pipeline.prompt import PROMPT_STYLES, PromptEncoder
-from data_pipeline.records import DataError, read_manifest, read_records
-from data_pipeline.tokenizer import TextTokenizer
+from data_pipeline.records import RecordReader, read_manifest
+from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
+from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import sharding
 from llamo_jax.config import Config, ConfigError, from_dict
 from llamo_jax.generation.generator import Generator
@@ -56,16 +59,16 @@ def train(config: Config, workdir: Path) -> TrainState:
     if config.init_from:
         checkpoints.read_config(config.init_from)  # before anything takes time
     _create_workdir(workdir, config)
-    source, tokenizer = _data_folders(config)
-    encoder = _encoder(config, TextTokenizer.load(tokenizer))
+    sources = _data_folders(config)
+    encoder = _encoder(config, load_tokenizer(_tokenizer_folder(config, sources)))
     shape = batch_shape(config, sharding.batch_shards(mesh))
-    splits = read_manifest(source)["splits"]
-    if "train" not in splits:
-        raise DataError(f"{source} has no training split")
-    datasets = {split: _dataset(source, split, encoder, shape) for split in ("train", "validation") if split in splits}
+    training = _loader(sources, "train", encoder, shape, config)
+    validation = _loader(sources, "validation", encoder, shape, config)
+    if training is None:
+        raise DataError(f"{config.data.source} has no training split")
     encoder.tokenizer.save(workdir / "tokenizer")
     checkpoints.write_config(workdir, config)
-    data = loop.Data(datasets["train"], datasets.get("validation"))
+    data = loop.Data(training, validation)
     return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
 
 
@@ -77,22 +80,42 @@ def batch_shape(config: Config, shards: int) -> BatchShape:
     row = RowSize(
         data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
     )
-    return BatchShape(data.rows, shards, row)
+    graph = config.model.graph_encoder
+    return BatchShape(data.rows, shards, row, len(graph.atom_cardinalities), len(graph.bond_cardinalities))
 
 
-def _data_folders(config: Config) -> tuple[Path, Path]:
-    """The prepared dataset and the tokenizer folder; prepares the embedded corpus if it is needed and missing."""
+def _data_folders(config: Config) -> dict[Path, float]:
+    """Prepared folders and their weights in the mixture; prepares the embedded corpus if it is needed and missing.
+
+    `config.data.source` is one folder or `folder=weight,folder=weight,…`; "embedded" stands for the embedded corpus.
+    """
     data = config.data
-    source, tokenizer = Path(data.source), Path(data.tokenizer)
-    if data.source != EMBEDDED:
-        read_manifest(source)
-    if EMBEDDED in (data.source, data.tokenizer):
-        folder = prepare_embedded(data.cache_dir)
-        source = folder / data.task if data.source == EMBEDDED else source
-        tokenizer = folder / "tokenizer" if data.tokenizer == EMBEDDED else tokenizer
-        if not source.is_dir():
-            raise ConfigError(f"config.data.task: the embedded corpus has no task {data.task!r}")
-    return source, tokenizer
+    folders: dict[Path, float] = {}
+    for part in data.source.split(","):
+        name, _, weight = part.partition("=")
+        try:
+            share = float(weight or 1)
+        except ValueError:
+            raise ConfigError(f"config.data.source: {weight!r} is not a weight (folder=weight,…)") from None
+        folders[_embedded(config) if name == EMBEDDED else Path(name)] = share
+    for folder in folders:
+        read_manifest(folder)
+    return folders
+
+
+def _embedded(config: Config) -> Path:
+    folder = prepare_embedded(config.data.cache_dir, Runner(os.cpu_count() or 1)) / config.data.task
+    if not folder.is_dir():
+        raise ConfigError(f"config.data.task: the embedded corpus has no task {config.data.task!r}")
+    return folder
+
+
+def _tokenizer_folder(config: Config, sources: Mapping[Path, float]) -> Path:
+    """The configured tokenizer; else that of the run this one starts from; else the first data set's own."""
+    if config.data.tokenizer:
+        return Path(config.data.tokenizer)
+    folder = Path(config.init_from) if config.init_from else next(iter(sources))
+    return folder / "tokenizer"
 
 
 def _encoder(config: Config, tokenizer: TextTokenizer) -> PromptEncoder:
@@ -106,11 +129,28 @@ def _encoder(config: Config, tokenizer: TextTokenizer) -> PromptEncoder:
     )
 
 
-def _dataset(source: Path, split: str, encoder: PromptEncoder, shape: BatchShape) -> PackedDataset:
-    dataset = PackedDataset(read_records(source, split), encoder, shape)
-    skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
-    print(f"{split}: {len(dataset.conversations):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}")
-    return dataset
+def _loader(
+    sources: Mapping[Path, float], split: str, encoder: PromptEncoder, shape: BatchShape, config: Config
+) -> BatchLoader | None:
+    """The split of every source that has it; None if none has."""
+    datasets, weights = [], []
+    graph = config.model.graph_encoder
+    vocabulary = GraphVocabulary(graph.atom_cardinalities, graph.bond_cardinalities)
+    for folder, weight in sources.items():
+        if split not in read_manifest(folder)["splits"]:
+            continue
+        reader = RecordReader(folder, split)
+        if reader.vocabulary != vocabulary:
+            raise ConfigError(
+                f"{folder} holds graphs with feature cardinalities {reader.vocabulary}, but config.model.graph_encoder "
+                f"has {vocabulary}"
+            )
+        dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row, seed=config.seed)
+        skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
+        print(f"{split}: {folder}: {len(dataset):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}")
+        datasets.append(dataset)
+        weights.append(weight)
+    return BatchLoader(datasets, weights, shape) if datasets else None
 
 
 def _sampler(config: Config, encoder: PromptEncoder) -> loop.Sampler | None:

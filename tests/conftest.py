@@ -41,6 +41,6 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded corpus, prepared once per test run."""
-    from data_pipeline.prepare import prepare_embedded
+    from data_pipeline.embedded import prepare_embedded
 
     return prepare_embedded(tmp_path_factory.mktemp("data"))

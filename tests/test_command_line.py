@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipeline import prepare
-from data_pipeline.records import DataError, read_manifest, read_records
+from data_pipeline.errors import DataError
+from data_pipeline.records import read_manifest, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,7 +78,7 @@ def test_prepare_reads_tables_and_keeps_what_it_rejects(tmp_path, capsys):
     manifest = read_manifest(output)
     assert manifest["rejected"] == {"invalid SMILES": 1, "empty description": 1}
     rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
-    assert [row["key"] for row in rejected] == ["train:a.tsv:2", "train:a.tsv:3"]
+    assert [row["key"] for row in rejected] == ["a.tsv:2", "a.tsv:3"]
     found = {record.conversation.smiles[0]: record for record in read_records(output, "train")}
     assert found["CCO"].conversation.messages[1].content == "An alcohol."
     np.testing.assert_array_equal(found["CCO"].graphs[0].senders, [0, 1, 1, 2])

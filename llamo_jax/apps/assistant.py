@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.prompt import PromptEncoder
-from data_pipeline.tokenizer import TextTokenizer
+from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import sharding
 from llamo_jax.config import MeshConfig
 from llamo_jax.generation.generator import Generator
@@ -29,7 +29,7 @@ class Assistant:
         mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
         abstract = abstract_arrays(definition, config.model, mesh, trained={})
         arrays, _ = checkpoints.load_weights(checkpoint_dir, abstract)
-        tokenizer = TextTokenizer.load(Path(checkpoint_dir) / "tokenizer")
+        tokenizer = load_tokenizer(Path(checkpoint_dir) / "tokenizer")
         prompt = config.prompt
         encoder = PromptEncoder(
             tokenizer, config.model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles

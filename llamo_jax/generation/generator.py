@@ -32,7 +32,7 @@ class Generator:
     def answer_records(self, records: Sequence[Record]) -> list[str]:
         """The same for conversations whose molecules are featurised already."""
         answers: list[str] = []
-        eos = self._encoder.tokenizer.eos_id
+        eos = self._encoder.end_id
         for start in range(0, len(records), MAX_BATCH):
             chunk = records[start : start + MAX_BATCH]
             batch = collate_prompts(self._encoder.encode(chunk), eos)
@@ -41,5 +41,5 @@ class Generator:
         return answers
 
     def _text(self, tokens: np.ndarray) -> str:
-        ended = np.flatnonzero(tokens == self._encoder.tokenizer.eos_id)
+        ended = np.flatnonzero(tokens == self._encoder.end_id)
         return self._encoder.tokenizer.decode((tokens[: ended[0]] if len(ended) else tokens).tolist()).strip()

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.batch import Batch
-from data_pipeline.loader import PackedDataset
+from data_pipeline.loader import BatchLoader
 from llamo_jax import parameters, sharding
 from llamo_jax.config import Config, ConfigError
 from llamo_jax.training import checkpoints, metrics
@@ -35,8 +35,8 @@ Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
 class Data(NamedTuple):
     """What a run reads."""
 
-    train: PackedDataset
-    validation: PackedDataset | None
+    train: BatchLoader
+    validation: BatchLoader | None
 
 
 def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sampler | None = None) -> TrainState:

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.batch import BatchShape, RowSize, collate
-from data_pipeline.loader import PackedDataset
-from data_pipeline.packing import pack_rows, plan_epoch
-from data_pipeline.prompt import PromptError, truncate
-from data_pipeline.records import DataError
+from data_pipeline.errors import DataError, PromptError
+from data_pipeline.loader import BatchLoader, PackedDataset, Shards
+from data_pipeline.packing import MIXTURE_BLOCK, pack_rows, row_at, source_at
+from data_pipeline.prompt import truncate
 from tests import helpers
 
 CAPACITY = RowSize(tokens=100, molecules=4, atoms=60, edges=130, motifs=20)
@@ -22,25 +22,41 @@ SIZES = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(SIZES, st.integers(0, 10))
-def test_packing_keeps_everything_and_overfills_nothing(sizes, epoch):
+def test_packing_keeps_everything_and_overfills_nothing(sizes, seed):
     sizes = np.array(sizes)
-    rows = plan_epoch(sizes, CAPACITY, seed=1, epoch=epoch)
-    assert sorted(index for row in rows for index in row) == list(range(len(sizes)))
-    assert all(np.all(sizes[row].sum(axis=0) <= CAPACITY) for row in rows)
-    assert rows == plan_epoch(sizes, CAPACITY, seed=1, epoch=epoch)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    rows = pack_rows(sizes, CAPACITY, order)
+    assert sorted(rows.order) == list(range(len(sizes)))
+    for index in range(len(rows)):
+        assert len(rows.row(index)) > 0
+        assert np.all(sizes[rows.row(index)].sum(axis=0) <= CAPACITY)
 
 
 def test_packing_fills_rows():
-    sizes = np.zeros((2000, 5), int)
-    sizes[:, 0] = np.random.default_rng(0).integers(10, 60, 2000)
-    rows = pack_rows(sizes, CAPACITY, np.arange(2000))
+    sizes = np.zeros((5000, 5), int)
+    sizes[:, 0] = np.random.default_rng(0).integers(10, 60, 5000)
+    rows = pack_rows(sizes, CAPACITY, np.arange(5000))
     assert sizes[:, 0].sum() / (len(rows) * CAPACITY.tokens) > 0.97
 
 
-def test_epochs_differ():
-    sizes = np.full((50, 5), 1)
-    assert plan_epoch(sizes, CAPACITY, 0, 0) != plan_epoch(sizes, CAPACITY, 0, 1)
-    assert plan_epoch(sizes, CAPACITY, 0, 0) != plan_epoch(sizes, CAPACITY, 1, 0)
+def test_every_epoch_is_another_permutation_of_all_rows():
+    epochs = [[row_at(17, 3, epoch * 17 + position) for position in range(17)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(17)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != [row_at(17, 4, position) for position in range(17)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 3))
+def test_mixtures_have_their_shares_and_skip_nothing(weights, block):
+    start = block * MIXTURE_BLOCK
+    places = [source_at(tuple(weights), 5, position) for position in range(start + MIXTURE_BLOCK)]
+    for source, weight in enumerate(weights):
+        positions = [position for found, position in places if found == source]
+        assert positions == sorted(positions) or len(positions) == len(set(positions))
+        assert sorted(positions) == list(range(len(positions)))
+        share = len(positions) / len(places)
+        assert share == pytest.approx(weight / sum(weights), abs=len(weights) / MIXTURE_BLOCK)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -105,41 +121,76 @@ def test_truncation_never_cuts_graphs_and_leaves_a_target():
         truncate(conversation, 20)
 
 
-class _Encoder:
-    """Stands in for the tokenizer: records are encoded already."""
+class _Source:
+    """Conversations that are encoded already."""
 
-    def encode(self, examples):
-        return [graphs for _, graphs in examples]
+    def __init__(self, conversations):
+        self._conversations = conversations
+        self.sizes = np.array([conversation.size()[1:] for conversation in conversations])
+        self.lengths = np.array(
+            [
+                (len(c.tokens), np.flatnonzero(c.molecule >= 0)[-1] + 1, np.flatnonzero(c.is_target[1:])[0] + 1)
+                for c in conversations
+            ]
+        )
+
+    def load(self, indices):
+        return [self._conversations[index] for index in indices]
 
 
-class _Encoded:
-    def __init__(self, conversation):
-        self.conversation, self.graphs = None, conversation
+ROW = RowSize(tokens=160, molecules=3, atoms=20, edges=40, motifs=9)
+SHAPE = BatchShape(4, 2, ROW)
+
+
+def _dataset(first_length=9):
+    encoded = [helpers.conversation((smiles,), first_length + 3 * i, i) for i, smiles in enumerate(helpers.SMILES * 5)]
+    return PackedDataset(_Source([*encoded, helpers.conversation(("C" * 26,), 12, 99)]), ROW)
 
 
 @pytest.fixture
 def dataset():
-    encoded = [_Encoded(helpers.conversation((smiles,), 9 + 3 * i, i)) for i, smiles in enumerate(helpers.SMILES * 5)]
-    too_large = _Encoded(helpers.conversation(("CCCCCCCCCCCCCCCCCCCCCCCCCC",), 12, 99))
-    shape = BatchShape(4, 2, RowSize(tokens=160, molecules=3, atoms=20, edges=40, motifs=9))
-    return PackedDataset([*encoded, too_large], _Encoder(), shape)
+    return _dataset()
 
 
-def test_order_depends_on_seed_and_step_alone(dataset):
-    first = [batch for batch, _ in zip(dataset.training_batches(seed=3), range(12), strict=False)]
-    resumed = next(dataset.training_batches(seed=3, first_step=9))
+@pytest.fixture
+def loader(dataset):
+    return BatchLoader([dataset], [1.0], SHAPE)
+
+
+def test_order_depends_on_seed_and_step_alone(loader):
+    first = [batch for batch, _ in zip(loader.training_batches(seed=3), range(12), strict=False)]
+    resumed = next(loader.training_batches(seed=3, first_step=9))
     jax.tree.map(np.testing.assert_array_equal, first[9], resumed)
-    other = next(dataset.training_batches(seed=4))
+    other = next(loader.training_batches(seed=4))
     assert not np.array_equal(other.tokens, first[0].tokens)
+    assert all(np.all(batch.segments[:, 0] == 1) for batch in first)  # no row is padding alone
 
 
-def test_evaluation_sees_every_conversation_once(dataset):
+def test_every_process_builds_its_own_part_of_the_same_batch(dataset):
+    shape = BatchShape(8, 4, ROW)
+    loader = BatchLoader([dataset, _dataset(12)], [3.0, 1.0], shape)
+    for batches in (lambda shards: loader.training_batches(1, 5, shards), loader.evaluation_batches):
+        whole = next(batches(None))
+        for hosts in (1, 2, 4):
+            size = 4 // hosts
+            parts = [next(batches(Shards(host * size, (host + 1) * size))) for host in range(hosts)]
+            joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+            jax.tree.map(np.testing.assert_array_equal, joined, whole)
+
+
+def test_evaluation_sees_every_conversation_once(dataset, loader):
     assert dataset.skipped == {"more atoms than a row's 20": 1}
-    targets = sum(int(batch.target_mask.sum()) for batch in dataset.evaluation_batches())
-    assert targets == sum(int(c.is_target[1:].sum()) for c in dataset.conversations)
+    targets = sum(int(batch.target_mask.sum()) for batch in loader.evaluation_batches())
+    kept = [c for row in range(len(dataset.rows)) for c in dataset.load([dataset.rows.row(row)])[0]]
+    assert len(kept) == len(dataset) == 30
+    assert targets == sum(int(c.is_target[1:].sum()) for c in kept)
 
 
 def test_nothing_fits():
-    shape = BatchShape(4, 2, RowSize(tokens=30, molecules=3, atoms=20, edges=40, motifs=9))
     with pytest.raises(DataError, match="no conversation fits"):
-        PackedDataset([_Encoded(helpers.conversation(("O",), 30, 0))], _Encoder(), shape)
+        PackedDataset(_Source([helpers.conversation(("O",), 30, 0)]), ROW._replace(tokens=30))
+
+
+def test_a_mixture_needs_weights(dataset):
+    with pytest.raises(DataError, match="positive weight"):
+        BatchLoader([dataset], [0.0], SHAPE)

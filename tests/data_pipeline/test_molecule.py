@@ -63,7 +63,12 @@ def test_unusual_bonds_count_as_single():
     ("smiles", "reason"),
     [
         ("", "no atoms"),
-        ("C1CC", "not valid SMILES syntax"),
+        ("C1CC", ": unclosed ring$"),
+        ("CC)", ": extra close parentheses$"),
+        ("[#119]", "Atomic number not found"),
+        ("C\0C", "syntax error"),
+        ("\ud800", "surrogates not allowed"),
+        ("C" * 100_001, "longer than 100,000 characters"),
         ("C(C)(C)(C)(C)C", "valence"),
         ("c1cccc1", "kekulize"),
     ],

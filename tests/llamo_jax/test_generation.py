@@ -11,7 +11,7 @@ from data_pipeline.conversation import Conversation, Message
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import featurized
-from data_pipeline.tokenizer import TextTokenizer
+from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters, runs
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
@@ -24,7 +24,7 @@ from tests import helpers
 
 @pytest.fixture(scope="module")
 def encoder(embedded):
-    return PromptEncoder(TextTokenizer.load(embedded / "tokenizer"), 28, style="plain", show_smiles=True)
+    return PromptEncoder(load_tokenizer(embedded / "tokenizer"), 28, style="plain", show_smiles=True)
 
 
 def ask(*smiles, question="Describe this molecule.", history=()):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import stage1, stage2
 from configs.presets import PRESETS
-from data_pipeline.loader import PackedDataset
+from data_pipeline.loader import BatchLoader
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
 from llamo_jax.training import checkpoints
@@ -249,7 +249,7 @@ def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
 
     # the same seed gives the same curve, digit for digit; also when the run is interrupted in between
     with monkeypatch.context() as patch:
-        patch.setattr(PackedDataset, "training_batches", interrupted_after(5, PackedDataset.training_batches))
+        patch.setattr(BatchLoader, "training_batches", interrupted_after(5, BatchLoader.training_batches))
         with pytest.raises(KeyboardInterrupt):
             runs.train(config, tmp_path / "two")
     assert losses(tmp_path / "two") == curve[:2]

@@ -1,0 +1,408 @@
+"""Jobs of data preparation: rows from anywhere to a complete prepared folder, restartable at any moment.
+
+A job cuts its rows into chunks, has the shards of every chunk made (data_pipeline.shards), gives them to TFDS
+(data_pipeline.builders), measures lengths and writes the manifest. Until it is complete it lives beside its
+destination, in a folder whose name ends in `.partial`.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from data_pipeline import lengths, shards, tasks
+from data_pipeline.conversation import Conversation
+from data_pipeline.errors import DataError, WorkerError
+from data_pipeline.files import BadRow, read_rows
+from data_pipeline.molecule import FEATURE_VERSION
+from data_pipeline.prompt import PromptEncoder
+from data_pipeline.records import FORMAT_VERSION, Record, RecordReader, record_size, serialize
+from data_pipeline.shards import CutRow, ShardJob
+from data_pipeline.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
+from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
+
+VOCAB_SIZE = 2048
+"""Of the tokenizers that are trained on the data."""
+
+TOKENIZER_SAMPLE = 50_000
+"""Conversations from which a data set's own tokenizer is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """Who makes the shards: processes on this machine, or an Apache Beam runner with its options."""
+
+    num_workers: int = 1
+    beam_runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the content of a prepared folder, besides its input rows."""
+
+    task: str
+    columns: tasks.Columns = dataclasses.field(default_factory=tasks.Columns)
+    validation_fraction: float = 0.05
+    rows_per_shard: int = 1024
+    file_format: str = "array_record"
+    time_limit: float = 10.0  # CPU seconds a row
+    tokenizer: str | None = None  # folder; None: one is trained on the records
+    prompt_style: str = "plain"
+    show_smiles: bool = True
+    num_graph_tokens: int = 28
+    tokens_per_row: int = 512  # for which budgets are suggested
+
+
+_HERE = Runner()
+
+Inputs = Mapping[str | None, Sequence[Path]]
+"""Files by split; the molecules of split None are divided into training and validation by their scaffolds."""
+
+
+def prepare(inputs: Inputs, folder: epath.PathLike, settings: Settings, runner: Runner = _HERE) -> dict[str, Any]:
+    """Prepares the rows of files; returns the manifest.
+
+    Raises DataError if an input cannot be used, no row is left, or the folder exists with other content.
+    """
+    files = [(split, path) for split, paths in inputs.items() for path in paths]
+    for _, path in files:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    sources = [{"split": split, **_fingerprint(path)} for split, path in files]
+    names = _unique_names([path for _, path in files])
+
+    def rows() -> Iterator[CutRow]:
+        for index, (split, path) in enumerate(files):
+            for number, row in enumerate(read_rows(path), start=1):
+                yield CutRow(index, number, split, row)
+
+    return prepare_rows(rows, names, sources, folder, settings, runner)
+
+
+def prepare_rows(
+    rows: Callable[[], Iterable[CutRow]],
+    names: Sequence[str],
+    sources: Sequence[Mapping[str, Any]],
+    folder: epath.PathLike,
+    settings: Settings,
+    runner: Runner = _HERE,
+    tokenizer: TextTokenizer | None = None,
+) -> dict[str, Any]:
+    """Prepares rows from anywhere; `names` are those of the files that the rows say they come from.
+
+    `sources` identify the rows: another call with equal sources, settings and versions continues this one.
+    """
+    identity = {
+        "format_version": FORMAT_VERSION,
+        "feature_version": FEATURE_VERSION,
+        "settings": dataclasses.asdict(settings),
+        "sources": list(sources),
+    }
+    folder = epath.Path(folder)
+    if is_done(folder, identity):
+        return json.loads((folder / "manifest.json").read_text())
+    with job_folder(folder, identity) as partial:
+        work = partial / "work"
+        cut = _cut(rows, names, work, settings)
+        job = ShardJob(
+            work=os.fspath(work),
+            task=settings.task,
+            columns=settings.columns,
+            found=tuple(map(tuple, cut["found"])),
+            names=tuple(names),
+            validation_fraction=settings.validation_fraction,
+            file_format=settings.file_format,
+            time_limit=settings.time_limit,
+        )
+        chunks = range(cut["chunks"])
+
+        def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
+            del download_config  # the runner is given already
+            pending = [chunk for chunk in chunks if shards.read_outcome(work, chunk) is None]
+            _run(job, pending, min(cut["rows"], len(pending) * settings.rows_per_shard), runner)
+            return work, chunks
+
+        manifest = {**identity, "rows": cut["rows"]}
+        return _finish(partial, manifest, settings, make_shards, chunks, MOLECULES, tokenizer)
+
+
+def prepare_records(
+    records: Iterable[tuple[str, Record]], folder: epath.PathLike, vocabulary: GraphVocabulary, settings: Settings
+) -> dict[str, Any]:
+    """Prepares (split, record) pairs that exist already, such as those of data_pipeline.generic_graph, in one process.
+
+    Returns the manifest; raises DataError if the folder exists.
+    """
+    folder = epath.Path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already; remove it or choose another folder")
+    identity = {"format_version": FORMAT_VERSION, "settings": dataclasses.asdict(settings)}
+    with job_folder(folder, {**identity, "process": os.getpid()}) as partial:
+        work = partial / "work"
+        (work / "shards").mkdir(parents=True)
+        by_split: dict[str, list[Record]] = {}
+        for split, record in records:
+            by_split.setdefault(split, []).append(record)
+        sizes = {split: [record_size(record) for record in group] for split, group in by_split.items()}
+
+        def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
+            del download_config
+            for split, group in by_split.items():
+                path = shards.shard_path(work, 0, split)
+                examples = [serialize(record, vocabulary) for record in group]
+                shards.write_record_file(path, examples, settings.file_format)
+            shards.write_text(work / "shards" / f"{0:06}.json", json.dumps({"sizes": sizes, "rejected": []}))
+            return work, [0]
+
+        manifest = {**identity, "rows": sum(map(len, sizes.values()))}
+        return _finish(partial, manifest, settings, make_shards, [0], vocabulary, None)
+
+
+def prompt_lines(smiles: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """The texts of a conversation as they stand in prompts, for training a tokenizer."""
+    return [f"User: {each}" for each in smiles] + [f" {content}\nAssistant:" for content in contents]
+
+
+@contextlib.contextmanager
+def job_folder(folder: epath.Path, identity: Mapping[str, Any]) -> Iterator[epath.Path]:
+    """The folder in which a job does its work; it becomes `folder` at the end.
+
+    What an interrupted job with the same identity left there is kept, of another one nothing. Raises DataError if
+    `folder` cannot be written, or another process is at it.
+    """
+    digest = _digest(identity)
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            previous = partial / "job.sha256"
+            if not previous.exists() or previous.read_text() != digest:
+                for content in partial.iterdir():
+                    _remove(content)
+                shards.write_text(previous, digest)
+            try:
+                yield partial
+            except WorkerError:
+                raise
+            except DataError:  # wrong from the beginning: there is nothing to continue
+                _remove(partial)
+                raise
+            partial.rename(folder)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder.parent}: {error.strerror or error}") from None
+
+
+def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a job with this identity has made `folder`; raises DataError if it holds something else."""
+    if not folder.exists():
+        return False
+    stamp = folder / "job.sha256"
+    if stamp.exists() and stamp.read_text() == _digest(identity):
+        return True
+    raise DataError(f"{folder} exists already, with other content; remove it or choose another --output")
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(partial: epath.Path) -> Iterator[None]:
+    """Keeps a second process away from a job on this machine; addresses such as gs://… have no locks."""
+    if "://" in os.fspath(partial):
+        yield
+        return
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DataError(f"another process is preparing {partial}; wait for it") from None
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _cut(
+    rows: Callable[[], Iterable[CutRow]], names: Sequence[str], work: epath.Path, settings: Settings
+) -> dict[str, Any]:
+    """Cuts the rows into chunks in the work folder, once; returns {"chunks", "rows", "found"}."""
+    done = work / "rows" / "done.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    (work / "rows").mkdir(parents=True, exist_ok=True)
+    (work / "shards").mkdir(parents=True, exist_ok=True)
+    found: list[list[str] | None] = [None] * len(names)
+    make_reader = tasks.TASKS[settings.task]
+    progress = tqdm(rows(), desc="reading", unit=" rows", disable=None)
+    chunks = total = 0
+    for chunk, group in enumerate(_batched(progress, settings.rows_per_shard)):
+        for cut in group:
+            if found[cut.file] is None and not isinstance(cut.row, BadRow):
+                found[cut.file] = list(cut.row)
+                try:
+                    make_reader(list(cut.row), settings.columns)  # a wrong guess of the columns ends here
+                except DataError as error:
+                    raise DataError(f"{names[cut.file]}: {error}") from None
+        shards.write_text(shards.rows_path(work, chunk), "".join(cut.to_json() + "\n" for cut in group))
+        chunks, total = chunk + 1, total + len(group)
+    unreadable = [name for name, columns in zip(names, found, strict=True) if columns is None]
+    if unreadable:
+        raise DataError(f"{unreadable[0]}: none of its rows can be read")
+    result = {"chunks": chunks, "rows": total, "found": found}
+    shards.write_text(done, json.dumps(result))
+    return result
+
+
+def _batched(rows: Iterable[CutRow], size: int) -> Iterator[list[CutRow]]:
+    iterator = iter(rows)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _run(job: ShardJob, chunks: list[int], rows: int, runner: Runner) -> None:
+    """Makes the shards of the chunks that are not done yet."""
+    if not chunks:
+        return
+    if runner.beam_runner:
+        _run_beam(job, chunks, runner)
+        return
+    with tqdm(total=rows, desc="featurising", unit=" rows", disable=None) as progress:
+        workers = [shards.Worker() for _ in range(min(runner.num_workers, len(chunks)))]
+        shards.process_chunks(job, chunks, workers, progress.update)
+        for worker in workers:
+            worker.close()
+
+
+def _run_beam(job: ShardJob, chunks: list[int], runner: Runner) -> None:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        from data_pipeline.beam_shards import MakeShard
+    except ImportError:
+        raise DataError("--beam_runner needs Apache Beam: pip install 'llamo_jax[beam]'") from None
+    print(f"{len(chunks)} chunks on {runner.beam_runner}", flush=True)
+    with beam.Pipeline(runner=runner.beam_runner, options=PipelineOptions(list(runner.beam_options))) as pipeline:
+        numbers = pipeline | beam.Create(chunks) | beam.Reshuffle()
+        numbers | beam.ParDo(MakeShard(job.to_json()))
+
+
+def _finish(
+    partial: epath.Path,
+    manifest: dict[str, Any],
+    settings: Settings,
+    make_shards: Callable,
+    chunks: Iterable[int],
+    vocabulary: GraphVocabulary,
+    tokenizer: TextTokenizer | None,
+) -> dict[str, Any]:
+    """Makes the shards, and of them the TFDS dataset, sizes, tokenizer, lengths and manifest; removes the work."""
+    import tensorflow_datasets as tfds
+
+    from data_pipeline.builders import BUILDERS
+
+    for content in partial.iterdir():
+        if content.name not in ("work", "job.sha256"):
+            _remove(content)
+    work, _ = make_shards(None)
+    reasons: Counter[str] = Counter()
+    parts: dict[str, list[np.ndarray]] = {}
+    with (partial / "rejected.jsonl").open("w") as file:
+        for chunk in chunks:
+            outcome = shards.read_outcome(work, chunk) or {}
+            for split, rows in outcome["sizes"].items():
+                parts.setdefault(split, []).append(np.array(rows, np.int32))
+            for row in outcome["rejected"]:
+                row = shards.Rejected(*row)
+                reasons[row.reason] += 1
+                file.write(json.dumps(row._asdict()) + "\n")
+    sizes = {split: np.concatenate(parts[split]) for split in sorted(parts)}
+    if not sizes:
+        raise DataError(f"none of the {reasons.total()} rows could be used: {dict(reasons)}")
+    builder = BUILDERS[settings.task](
+        make_shards=make_shards,
+        vocabulary=vocabulary,
+        data_dir=os.fspath(partial / "records"),
+        file_format=settings.file_format,
+    )
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a "downloading" line; nothing is downloaded
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    _remove(partial / "records" / "downloads")  # TFDS makes it, though nothing is downloaded
+    with (partial / "sizes.npz").open("wb") as file:
+        np.savez(file, **sizes)  # type: ignore[arg-type]
+    manifest |= {
+        "task": settings.task,
+        "file_format": settings.file_format,
+        "vocabulary": list(vocabulary),
+        "records": os.path.relpath(builder.data_dir, partial),
+        "splits": {split: len(rows) for split, rows in sizes.items()},
+        "rejected": dict(reasons.most_common()),
+    }
+    shards.write_text(partial / "manifest.json", json.dumps(manifest))
+    manifest |= _lengths(partial, settings, sizes, tokenizer)
+    shards.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    _remove(work)
+    return manifest
+
+
+def _lengths(
+    partial: epath.Path, settings: Settings, sizes: Mapping[str, np.ndarray], tokenizer: TextTokenizer | None
+) -> dict[str, Any]:
+    """The data set's tokenizer, token lengths in its prompts, and what the lengths suggest."""
+    if settings.file_format != "array_record":
+        return {"lengths": lengths.summary(sizes, {}), "suggested": None}
+    readers = {split: RecordReader(partial, split) for split in sizes}
+    if tokenizer is None and settings.tokenizer:
+        tokenizer = load_tokenizer(settings.tokenizer)
+    if tokenizer is None:
+        sample = readers.get("train") or next(iter(readers.values()))
+        conversations: list[Conversation] = []
+        for start in range(0, min(len(sample), TOKENIZER_SAMPLE), 1024):
+            stop = min(start + 1024, len(sample))
+            conversations += [record.conversation for record in sample.fetch(range(start, stop))]
+        lines = [line for c in conversations for line in prompt_lines(c.smiles, [m.content for m in c.messages])]
+        tokenizer = train_tokenizer(lines, VOCAB_SIZE)
+    tokenizer.save(os.fspath(partial / "tokenizer"))
+    encoder = PromptEncoder(
+        tokenizer, settings.num_graph_tokens, style=settings.prompt_style, show_smiles=settings.show_smiles
+    )
+    measured = {split: lengths.token_lengths(reader, encoder) for split, reader in readers.items()}
+    return {
+        "prompt": {"style": settings.prompt_style, "show_smiles": settings.show_smiles},
+        "lengths": lengths.summary(sizes, measured),
+        "suggested": lengths.suggest_budgets(sizes, measured, settings.tokens_per_row),
+    }
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """File names, with as much of their folders as tells them apart."""
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    return [os.fspath(path) for path in paths]
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}

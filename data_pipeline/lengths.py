@@ -1,0 +1,89 @@
+"""How long records are: token lengths in their prompts, percentiles, and the row budgets that they suggest."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.batch import RowSize
+from data_pipeline.packing import pack_rows
+from data_pipeline.prompt import PromptEncoder
+from data_pipeline.records import RecordReader
+
+SIZE_NAMES = ("molecules", "atoms", "edges", "motifs")
+"""The columns of `RecordReader.sizes`."""
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 99.9, 100)
+_CHUNK = 1024
+_UNLIMITED = np.iinfo(np.int32).max
+_SAMPLE = 50_000  # conversations whose packing tells the budgets
+
+
+def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
+    """int32[C, 3] of every record: tokens, the end of its last graph token, the position of its first target.
+
+    A record without targets has its first target beyond every length. Kept on disk beside the records, where that is
+    possible, by the fingerprint of tokenizer and prompt style.
+    """
+    path = reader.folder / "lengths" / f"{reader.split}-{encoder.fingerprint()}.npy"
+    if path.is_file():
+        return np.load(path)
+    lengths = np.empty((len(reader), 3), np.int32)
+    with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
+        for start in range(0, len(reader), _CHUNK):
+            stop = min(start + _CHUNK, len(reader))
+            for index, conversation in enumerate(encoder.encode(reader.fetch(range(start, stop))), start):
+                shown = np.flatnonzero(conversation.molecule >= 0)
+                target = np.flatnonzero(conversation.is_target[1:])
+                lengths[index] = (
+                    len(conversation.tokens),
+                    shown[-1] + 1 if len(shown) else 0,
+                    target[0] + 1 if len(target) else _UNLIMITED,
+                )
+            progress.update(stop - start)
+    _keep(path, lengths)
+    return lengths
+
+
+def _keep(path: Any, lengths: np.ndarray) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as file:
+            np.save(file, lengths)
+        partial.replace(path)
+    except OSError:
+        return  # a read-only data set: measured again next time
+
+
+def summary(sizes: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Percentiles by split and quantity: {"train": {"atoms": {"50": 23, ...}, ...}, ...}."""
+    result: dict[str, Any] = {}
+    for split, table in sizes.items():
+        columns = dict(zip(SIZE_NAMES, table.T, strict=True))
+        if split in tokens:
+            columns["tokens"] = tokens[split][:, 0]
+        result[split] = {
+            name: {
+                f"{p:g}": int(value) for p, value in zip(PERCENTILES, np.percentile(column, PERCENTILES), strict=True)
+            }
+            for name, column in columns.items()
+        }
+    return result
+
+
+def suggest_budgets(
+    sizes: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray], tokens_per_row: int
+) -> dict[str, int]:
+    """Row budgets as the fields of config.data: what 99.9 % of the rows need that are filled by tokens alone."""
+    split = "train" if "train" in sizes else next(iter(sizes))
+    length = np.minimum(tokens[split][:, 0] - 1, tokens_per_row)
+    table = np.concatenate([length[:, None], sizes[split]], axis=1)[:_SAMPLE]
+    capacity = RowSize(tokens_per_row, *[_UNLIMITED] * len(SIZE_NAMES))
+    rows = pack_rows(table, capacity, np.random.default_rng(0).permutation(len(table)))
+    used = np.add.reduceat(table[rows.order], rows.starts[:-1], axis=0)
+    needed = np.percentile(used, 99.9, axis=0, method="higher").astype(int)
+    names = ("tokens_per_row", *(f"{name}_per_row" for name in SIZE_NAMES))
+    return dict(zip(names, (tokens_per_row, *needed[1:].tolist()), strict=True))

@@ -1,0 +1,307 @@
+"""From cut rows to shards: what one worker does, and a process around it that a molecule may kill.
+
+A job's rows are cut into numbered chunks (`rows/00012.jsonl` in the work folder). Whoever processes a chunk writes one
+record file for each split and then, as the sign that the chunk is done, `shards/00012.json`. Every file appears
+complete or not at all, and depends on the chunk alone: any number of workers, on one machine or many, gives the same.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from data_pipeline.conversation import Conversation
+from data_pipeline.corpus import murcko_scaffold
+from data_pipeline.errors import RowError, WorkerError
+from data_pipeline.files import BadRow
+from data_pipeline.molecule import InvalidMoleculeError
+from data_pipeline.records import featurized, record_size, serialize
+from data_pipeline.tasks import TASKS, Columns
+
+MAX_DETAIL = 10_000
+"""Characters of a rejected row that are kept."""
+
+_MAX_DEATHS = 3
+"""How often a worker may be killed from outside (not by its row) before the job gives up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardJob:
+    """What a worker must know; JSON through `to_json`, so that any process on any machine can take part.
+
+    work: the work folder (a path, or an address such as gs://…). found: the columns of each input file.
+    """
+
+    work: str
+    task: str
+    columns: Columns
+    found: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...]
+    validation_fraction: float
+    file_format: str
+    time_limit: float  # CPU seconds a row
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ShardJob":
+        """The job of such a line."""
+        values = json.loads(text)
+        smiles, text, targets = values["columns"]
+        values["columns"] = Columns(smiles, text, tuple(targets))
+        values["found"] = tuple(map(tuple, values["found"]))
+        values["names"] = tuple(values["names"])
+        return cls(**values)
+
+
+class CutRow(NamedTuple):
+    """A row on its way to a worker: its file and number there, its split (None: held out by scaffold) and content."""
+
+    file: int
+    number: int
+    split: str | None
+    row: dict[str, Any] | BadRow
+
+    def to_json(self) -> str:
+        """One line of JSON; values that JSON has no form for become text."""
+        return json.dumps([self.file, self.number, self.split, self.row], default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "CutRow":
+        """The row of such a line."""
+        file, number, split, row = json.loads(text)
+        return cls(file, number, split, row if isinstance(row, dict) else BadRow(*row))
+
+
+class Rejected(NamedTuple):
+    """An example that was not prepared, and why; `reason` is counted, `detail` is for people."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+def rows_path(work: epath.Path, chunk: int) -> epath.Path:
+    """Where the cut rows of a chunk are."""
+    return work / "rows" / f"{chunk:06}.jsonl"
+
+
+def shard_path(work: epath.Path, chunk: int, split: str) -> epath.Path:
+    """Where a chunk's records of one split are."""
+    return work / "shards" / f"{split}-{chunk:06}"
+
+
+def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
+    """What `process_chunk` left of a chunk: {"sizes": {split: [...]}, "rejected": [...]}; None if it is not done."""
+    path = work / "shards" / f"{chunk:06}.json"
+    if not path.exists():
+        return None
+    outcome = json.loads(path.read_text())
+    done = all(shard_path(work, chunk, split).exists() for split in outcome["sizes"])
+    return outcome if done else None
+
+
+def process_chunk(
+    job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None] = lambda index: None
+) -> None:
+    """Makes the shards of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
+    work = epath.Path(job.work)
+    sizes: dict[str, list[tuple[int, ...]]] = {}
+    serialized: dict[str, list[bytes]] = {}
+    rejected: list[Rejected] = []
+    readers = [TASKS[job.task](found, job.columns) for found in job.found]
+    for index, line in enumerate(rows_path(work, chunk).read_text().splitlines()):
+        on_row(index)
+        cut = CutRow.from_json(line)
+        key = f"{job.names[cut.file]}:{cut.number}"
+        detail = (cut.row.text if isinstance(cut.row, BadRow) else json.dumps(cut.row))[:MAX_DETAIL]
+        if isinstance(cut.row, BadRow) or index in skip:
+            reason = cut.row.reason if isinstance(cut.row, BadRow) else skip[index]
+            rejected.append(Rejected(key, reason, detail))
+            continue
+        try:
+            conversations = readers[cut.file](cut.row)
+        except RowError as error:
+            rejected.append(Rejected(key, error.reason, detail))
+            continue
+        except InvalidMoleculeError as error:
+            rejected.append(Rejected(key, "invalid SMILES", str(error)))
+            continue
+        for conversation in conversations:
+            try:
+                record = featurized(conversation)
+            except InvalidMoleculeError as error:
+                rejected.append(Rejected(key, "invalid SMILES", str(error)))
+                continue
+            split = cut.split or ("validation" if _is_held_out(conversation, job.validation_fraction) else "train")
+            serialized.setdefault(split, []).append(serialize(record))
+            sizes.setdefault(split, []).append(record_size(record))
+    for split, examples in serialized.items():
+        write_record_file(shard_path(work, chunk, split), examples, job.file_format)
+    write_text(work / "shards" / f"{chunk:06}.json", json.dumps({"sizes": sizes, "rejected": rejected}))
+
+
+def write_record_file(path: epath.Path, examples: list[bytes], file_format: str) -> None:
+    """A file of serialised examples, complete or not at all."""
+    from tensorflow_datasets.core import file_adapters
+
+    adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.from_value(file_format)]
+    with _complete(path) as partial, tempfile.TemporaryDirectory() as folder:
+        local = epath.Path(folder) / "records"  # ArrayRecord writes to local disks only
+        adapter.write_examples(local, enumerate(examples))
+        local.copy(partial)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """A text file, complete or not at all."""
+    with _complete(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def _complete(path: epath.Path) -> Iterator[epath.Path]:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    yield partial
+    partial.replace(path)
+
+
+def _is_held_out(conversation: Conversation, fraction: float) -> bool:
+    """Whether the scaffold of the first molecule is among the held-out `fraction`; its SMILES where there is none."""
+    if not fraction:
+        return False
+    text = conversation.smiles[0] if conversation.smiles else conversation.messages[-1].content
+    with contextlib.suppress(ValueError, RuntimeError):  # not a molecule: a text-only conversation
+        text = murcko_scaffold(text) or text
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
+
+
+class Worker:
+    """A process that makes shards. A row that kills it, or takes too long, is rejected and the chunk done again."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, job: ShardJob, chunk: int, on_row: Callable[[int], None] = lambda index: None) -> None:
+        """Processes a chunk; raises WorkerError if the process cannot work at all."""
+        skip: dict[int, str] = {}
+        deaths = 0
+        while True:
+            process = self._process = self._process or _start_process()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps({"job": job.to_json(), "chunk": chunk, "skip": skip}) + "\n")
+                process.stdin.flush()
+            row = None
+            for line in process.stdout:
+                if line.startswith("{"):
+                    error = json.loads(line).get("error")
+                    if error:
+                        raise WorkerError(error)
+                    return
+                row = int(line)
+                on_row(row)
+            code = process.wait()
+            self._process = None
+            if row is not None and code == -signal.SIGPROF:
+                skip[row] = f"took more than {job.time_limit:g} CPU seconds"
+            elif row is not None and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE):
+                skip[row] = f"crashed RDKit (signal {-code})"
+            else:
+                deaths += 1
+                if deaths == _MAX_DEATHS:
+                    raise WorkerError(f"workers of chunk {chunk} keep dying (exit code {code}): is memory short?")
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def process_chunks(job: ShardJob, chunks: Sequence[int], workers: Sequence[Worker], on_row: Callable[[], None]) -> None:
+    """Divides chunks among workers on this machine; `on_row` is called once for every row."""
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def work(chunk: int) -> None:
+        reported = -1
+
+        def report(index: int) -> None:
+            nonlocal reported
+            if index > reported:  # a chunk that is done again counts its rows once
+                reported = index
+                on_row()
+
+        worker = idle.get()
+        worker.run(job, chunk, report)
+        idle.put(worker)
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        futures = [pool.submit(work, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.close()  # what still runs ends with its process
+            raise
+
+
+def _start_process() -> subprocess.Popen:
+    package = str(Path(__file__).parent.parent)
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-m", "data_pipeline.shards"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+
+
+def _serve() -> None:
+    """The worker process: a task a line on standard input; on standard output row numbers, then an object a task."""
+    parent = os.getppid()
+    with os.fdopen(os.dup(1), "w", buffering=1) as channel:
+        os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+        for line in sys.stdin:
+            task = json.loads(line)
+            job = ShardJob.from_json(task["job"])
+
+            def on_row(index: int, limit: float = job.time_limit) -> None:
+                if os.getppid() != parent:
+                    os._exit(1)
+                channel.write(f"{index}\n")
+                # The signal's default action ends the process, also inside RDKit, which Python could not interrupt.
+                signal.setitimer(signal.ITIMER_PROF, limit)
+
+            skip = {int(index): reason for index, reason in task["skip"].items()}
+            answer = {}
+            try:
+                process_chunk(job, task["chunk"], skip, on_row)
+            except OSError as error:
+                answer = {"error": f"cannot write to {job.work}: {error.strerror or error}"}
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            channel.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,243 @@
+"""Preparation as a job: restartable, parallel, and proof against molecules that crash or stall."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from data_pipeline import jobs, prepare, shards
+from data_pipeline.errors import DataError, WorkerError
+from data_pipeline.inspect import main as inspect
+from data_pipeline.jobs import Runner, Settings
+from data_pipeline.records import RecordReader, read_manifest, read_records
+from data_pipeline.shards import Worker
+
+SETTINGS = Settings(task="description", rows_per_shard=16, tokens_per_row=128)
+
+
+def digest(folder):
+    """Every file of a prepared folder and its content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Some hundred rows, a few of them useless."""
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    lines = ["smiles,text"]
+    for index in range(150):
+        smiles = ("C" * (index % 7 + 1), "c1ccccc1" + "C" * (index % 5), f"C{index}CC", "OCC=O")[index % 4]
+        lines.append(f'{smiles},"The molecule, number {index}."')
+    lines += ["C", "C,\ud800x,y", '"open']
+    path.write_bytes(("\n".join(lines) + "\n").encode(errors="replace"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(table, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "data"
+    jobs.prepare({None: [table]}, folder, SETTINGS)
+    return folder
+
+
+def test_every_row_is_accounted_for(table, undisturbed):
+    manifest = read_manifest(undisturbed)
+    assert manifest["rows"] == 153
+    assert sum(manifest["splits"].values()) + sum(manifest["rejected"].values()) == 153
+    lines = (undisturbed / "rejected.jsonl").read_text().splitlines()
+    assert len(lines) == sum(manifest["rejected"].values())
+    assert manifest["sources"][0]["sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    reader = RecordReader(undisturbed, "train")
+    for record, size in zip(reader.fetch(range(len(reader))), reader.sizes, strict=True):
+        (graph,) = record.graphs
+        np.testing.assert_array_equal(size, [1, len(graph.atoms), len(graph.bonds), len(graph.motifs)])
+    one, other = reader.fetch([7, 3])
+    assert one.conversation == reader.fetch([7])[0].conversation != other.conversation
+
+
+def test_manifest_describes_lengths_and_suggests_budgets(undisturbed, capsys, tmp_path):
+    manifest = read_manifest(undisturbed)
+    sizes = RecordReader(undisturbed, "train").sizes
+    assert manifest["lengths"]["train"]["atoms"]["100"] == sizes[:, 1].max()
+    assert manifest["lengths"]["train"]["atoms"]["50"] == int(np.percentile(sizes[:, 1], 50))
+    assert manifest["lengths"]["train"]["tokens"]["0"] > 28
+    suggested = manifest["suggested"]
+    assert suggested["atoms_per_row"] >= sizes[:, 1].max()
+    inspect([str(undisturbed), "--picture", str(tmp_path / "lengths.png")])
+    said = capsys.readouterr().out
+    assert f"--config.data.atoms_per_row={suggested['atoms_per_row']}" in said
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="is not a prepared dataset"):
+        inspect([str(tmp_path)])
+
+
+def test_workers_do_not_change_the_result(table, undisturbed, tmp_path):
+    jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS, Runner(num_workers=3))
+    assert digest(tmp_path / "data") == digest(undisturbed)
+
+
+def test_beam_does_not_change_the_result(table, undisturbed, tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra [beam]")
+    jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS, Runner(beam_runner="DirectRunner"))
+    assert digest(tmp_path / "data") == digest(undisturbed)
+
+
+def test_the_same_command_again_changes_nothing(table, undisturbed):
+    before = digest(undisturbed)
+    assert jobs.prepare({None: [table]}, undisturbed, SETTINGS) == read_manifest(undisturbed)
+    assert digest(undisturbed) == before
+    other = Settings(task="description", rows_per_shard=16, validation_fraction=0.5)
+    with pytest.raises(DataError, match="exists already, with other content"):
+        jobs.prepare({None: [table]}, undisturbed, other)
+    assert digest(undisturbed) == before
+
+
+def test_killed_ten_times_and_run_again(table, undisturbed, tmp_path):
+    """The whole process group is killed at random moments of the same job."""
+    output = tmp_path / "data"
+    command = [sys.executable, "-m", "data_pipeline.prepare", "--task", "description", "--input", str(table)]
+    command += ["--output", str(output), "--num_workers", "2", "--rows_per_shard", "16", "--tokens_per_row", "128"]
+    start = time.monotonic()
+    subprocess.run(command, check=True)
+    usual = time.monotonic() - start
+    rng = random.Random(0)
+    for _ in range(10):
+        if output.exists():
+            assert digest(output) == digest(undisturbed)
+            shutil.rmtree(output)
+        process = subprocess.Popen(command, start_new_session=True)
+        time.sleep(usual * rng.uniform(0.2, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True)
+    assert digest(output) == digest(undisturbed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_interrupted_after_every_single_step(table, undisturbed, tmp_path):
+    """An exception at each file that a job completes, then the same job again until it is done."""
+    original = shards.write_text
+    countdown = 0
+
+    def failing(path, text):
+        nonlocal countdown
+        countdown -= 1
+        if countdown == 0:
+            raise KeyboardInterrupt
+        original(path, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "write_text", failing)
+        for attempt in range(1, 40):
+            countdown = attempt
+            try:
+                jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS)
+            except KeyboardInterrupt:
+                continue
+            break
+    assert 3 < attempt < 39
+    assert digest(tmp_path / "data") == digest(undisturbed)
+
+
+def test_two_processes_do_not_share_a_job(table, tmp_path):
+    folder = jobs.epath.Path(tmp_path / "data")
+    with (
+        pytest.raises(DataError, match="another process is preparing"),
+        jobs.job_folder(folder, {}),
+        jobs.job_folder(folder, {}),
+    ):
+        raise AssertionError("the second must not get in")
+
+
+def make_job(tmp_path, rows, time_limit=10.0):
+    work = shards.epath.Path(tmp_path / "work")
+    (work / "rows").mkdir(parents=True)
+    (work / "shards").mkdir()
+    cut = [shards.CutRow(0, number, "train", row) for number, row in enumerate(rows, start=1)]
+    shards.rows_path(work, 0).write_text("".join(row.to_json() + "\n" for row in cut))
+    columns = SETTINGS.columns
+    return work, shards.ShardJob(
+        str(work), "description", columns, (("smiles", "text"),), ("x",), 0.0, "array_record", time_limit
+    )
+
+
+def test_a_molecule_that_stalls_is_rejected(tmp_path):
+    rows = [{"smiles": "CCO", "text": "a"}, {"smiles": "C" * 50_000, "text": "b"}, {"smiles": "O", "text": "c"}]
+    work, job = make_job(tmp_path, rows, time_limit=0.3)
+    worker = Worker()
+    worker.run(job, 0)
+    worker.close()
+    outcome = shards.read_outcome(work, 0)
+    assert [reason for _, reason, _ in outcome["rejected"]] == ["took more than 0.3 CPU seconds"]
+    assert len(outcome["sizes"]["train"]) == 2
+
+
+def test_a_worker_that_is_killed_does_its_chunk_again(tmp_path):
+    work, job = make_job(tmp_path, [{"smiles": "C" * (i + 1), "text": "a"} for i in range(300)])
+    worker = Worker()
+    kills = iter([50, 120])
+    next_kill = next(kills)
+
+    def kill(index):
+        nonlocal next_kill
+        if index == next_kill:
+            next_kill = next(kills, None)
+            os.kill(worker._process.pid, signal.SIGKILL)
+
+    worker.run(job, 0, kill)
+    assert shards.read_outcome(work, 0)["rejected"] == []
+    assert len(shards.read_outcome(work, 0)["sizes"]["train"]) == 300
+    with pytest.raises(WorkerError, match="keep dying"):
+        worker.run(job, 0, lambda index: os.kill(worker._process.pid, signal.SIGKILL))
+    worker.close()
+
+
+def test_a_row_that_crashes_the_process_is_rejected(tmp_path):
+    work, job = make_job(tmp_path, [{"smiles": "C" * (i + 1), "text": "a"} for i in range(200)])
+    worker = Worker()
+    crashed = []
+
+    def crash(index):
+        if index == 100 and not crashed:
+            crashed.append(index)
+            os.kill(worker._process.pid, signal.SIGSEGV)
+
+    worker.run(job, 0, crash)
+    worker.close()
+    outcome = shards.read_outcome(work, 0)
+    assert [reason for _, reason, _ in outcome["rejected"]] == [f"crashed RDKit (signal {signal.SIGSEGV:d})"]
+    assert len(outcome["sizes"]["train"]) == 199
+
+
+def test_tfrecord_files_are_ordinary_tfds(table, undisturbed, tmp_path):
+    import tensorflow_datasets as tfds
+
+    settings = Settings(task="description", rows_per_shard=16, file_format="tfrecord")
+    manifest = jobs.prepare({None: [table]}, tmp_path / "data", settings)
+    builder = tfds.builder_from_directory(str(tmp_path / "data" / manifest["records"]))
+    read = tfds.ReadConfig(try_autocache=False)
+    texts = [json.loads(example["conversation"].numpy()) for example in builder.as_dataset("train", read_config=read)]
+    expected = [record.conversation for record in read_records(undisturbed, "train")]
+    assert [text["smiles"] for text in texts] == [list(conversation.smiles) for conversation in expected]
+    with pytest.raises(DataError, match="no random access"):
+        RecordReader(tmp_path / "data", "train")
+
+
+def test_beam_options_are_passed_on(monkeypatch, table, tmp_path):
+    given = {}
+    monkeypatch.setattr(prepare, "prepare", lambda *arguments: given.update(zip("abcd", arguments, strict=True)) or {
+        "splits": {}, "rejected": {}
+    })  # fmt: skip
+    options = ["--task", "description", "--input", str(table), "--output", str(tmp_path / "o")]
+    prepare.main([*options, "--beam_runner=FlinkRunner", "--beam_options", "--flink_master=x:1", "--parallelism=4"])
+    assert given["d"].beam_runner == "FlinkRunner"
+    assert given["d"].beam_options == ("--flink_master=x:1", "--parallelism=4")
