@@ -8,7 +8,19 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamo_jax" / "__init__.py").read_text()).group(1)
 
-TEST = ["pytest>=8.4", "hypothesis>=6.150", "chex>=0.1.92", "beartype>=0.22", "safetensors>=0.6"]
+BEAM = ["apache-beam>=2.70"]
+CONVERT = ["torch>=2.7", "peft>=0.18"]
+# Tests exercise the extras that need no other hardware or service.
+TEST = [
+    *BEAM,
+    *CONVERT,
+    "pytest>=8.4",
+    "hypothesis>=6.150",
+    "chex>=0.1.92",
+    "beartype>=0.22",
+    "networkx>=3.4",
+    "psutil>=7",
+]
 
 setup(
     name="llamo_jax",
@@ -29,12 +41,16 @@ setup(
         "orbax-checkpoint>=0.12.4,<0.13",
         "transformers>=5.20",
         "tokenizers>=0.22",
+        "sentencepiece>=0.2.1",
+        "jinja2>=3.1",
         "safetensors>=0.6",
         "rdkit>=2025.9.1",
         "tensorflow-datasets>=4.9.9",
         "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "array_record>=0.8.1",
+        "etils[epath]>=1.13",
+        "pyarrow>=22",
         # TFDS 4.9.10 imports it and does not declare it.
         "importlib_resources>=6",
         "ml-collections>=1.1.0",
@@ -43,12 +59,13 @@ setup(
         "numpy>=2.1",
         "tqdm>=4.67",
         "tensorboardX>=2.6.4",
+        "matplotlib>=3.10",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
-        "beam": ["apache-beam>=2.70"],
-        "convert": ["torch>=2.7", "peft>=0.18"],
+        "beam": BEAM,
+        "convert": CONVERT,
         "demo": ["gradio>=6"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"],

@@ -63,8 +63,8 @@ def _rows(rows: int, tokens: int, molecules: int, atoms: int, motifs: int) -> di
     }
 
 
-def _pretrained(language_model: dict) -> dict:
-    """A preset around a pretrained language model, with the paper's graph side."""
+def _pretrained(language_model: dict, prompt_style: str) -> dict:
+    """A preset around a pretrained language model and its prompts, with the paper's graph side."""
     return {
         "model": _model(
             graph_width=300,
@@ -74,6 +74,7 @@ def _pretrained(language_model: dict) -> dict:
             remat="full",
         ),
         "data": _rows(rows=64, tokens=512, molecules=8, atoms=384, motifs=160),
+        "prompt_style": prompt_style,
         "from_scratch": False,
         "stage1_steps": 40000,
         "stage2_steps": 40000,
@@ -92,6 +93,7 @@ PRESETS = {
             remat="none",
         ),
         "data": _rows(rows=8, tokens=256, molecules=5, atoms=72, motifs=32),
+        "prompt_style": "plain",
         "from_scratch": True,
         "stage1_steps": 800,
         "stage2_steps": 600,
@@ -107,16 +109,18 @@ PRESETS = {
             remat="none",
         ),
         "data": _rows(rows=64, tokens=512, molecules=8, atoms=256, motifs=96),
+        "prompt_style": "plain",
         "from_scratch": True,
         "stage1_steps": 20000,
         "stage2_steps": 10000,
         "warmup_steps": 500,
     },
     # The paper: Llama-2-7b-chat, with LoRA in stage 2. Not run yet, like the next two.
-    "llama2_7b": _pretrained(_llama(32000, 4096, 32, 32, 32, 11008)),
-    "llama3_8b": _pretrained(_llama(128256, 4096, 32, 32, 8, 14336, rope_theta=500000.0)),
+    "llama2_7b": _pretrained(_llama(32000, 4096, 32, 32, 32, 11008), "llama2"),
+    "llama3_8b": _pretrained(_llama(128256, 4096, 32, 32, 8, 14336, rope_theta=500000.0), "chat_template"),
     "qwen2_7b": _pretrained(
-        _llama(152064, 3584, 28, 28, 4, 18944, rope_theta=1000000.0, rms_norm_eps=1e-6, qkv_bias=True)
+        _llama(152064, 3584, 28, 28, 4, 18944, rope_theta=1000000.0, rms_norm_eps=1e-6, qkv_bias=True),
+        "chat_template",
     ),
 }
 

@@ -29,7 +29,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "init_from": "",
             "sample_smiles": ("CC(=O)Oc1ccccc1C(=O)O",),
             "model": sizes.model,
-            "prompt": {"style": "plain", "show_smiles": True},
+            "prompt": {"style": sizes.prompt_style, "show_smiles": True},
             "data": {
                 "source": "embedded",
                 "task": "description",

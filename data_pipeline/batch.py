@@ -120,6 +120,19 @@ class BatchShape(NamedTuple):
         return g, n, e, m
 
 
+class Shards(NamedTuple):
+    """The batch shards `first` … `end - 1`: those that this process holds."""
+
+    first: int
+    end: int
+
+    def of(self, shape: BatchShape) -> tuple[BatchShape, range]:
+        """The shape of this process' part of a batch, and its rows' positions in the whole."""
+        per_shard = shape.rows // shape.shards
+        count = self.end - self.first
+        return shape._replace(rows=count * per_shard, shards=count), range(self.first * per_shard, self.end * per_shard)
+
+
 def collate(rows: Sequence[Sequence[EncodedConversation]], shape: BatchShape) -> Batch:
     """A batch of numpy arrays from rows of conversations that fit `shape.row`; missing rows become padding.
 

@@ -3,12 +3,12 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
+from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, Shards, collate
 from data_pipeline.errors import DataError
 from data_pipeline.lengths import token_lengths
 from data_pipeline.packing import Rows, pack_rows, row_at, source_at
@@ -99,19 +99,6 @@ def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Co
         skipped[reason] += int((keep & hit).sum())
         keep &= ~hit
     return sizes, keep, +skipped
-
-
-class Shards(NamedTuple):
-    """The batch shards `first` … `end - 1`: those that this process holds."""
-
-    first: int
-    end: int
-
-    def of(self, shape: BatchShape) -> tuple[BatchShape, range]:
-        """The shape of this process' part of a batch, and its rows' positions in the whole."""
-        per_shard = shape.rows // shape.shards
-        count = self.end - self.first
-        return shape._replace(rows=count * per_shard, shards=count), range(self.first * per_shard, self.end * per_shard)
 
 
 class BatchLoader:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from rdkit import Chem, rdBase
 
+from data_pipeline.mol_graph import MolGraph, read_mol
 from data_pipeline.motifs import motif_features
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 
@@ -53,7 +54,7 @@ class Molecule(NamedTuple):
     atoms: uint8[N, 9], OGB feature order, atoms in the order of the given SMILES.
     bonds: uint8[E, 3], OGB feature order; every bond appears twice, as begin→end and end→begin, next to each other.
     senders, receivers: int32[E], atom indices of each directed edge.
-    motifs: uint8[M, 73], zeros and ones; M = 0 for a molecule without motifs such as methane.
+    motifs: uint8[M, 73], zeros and ones, sorted rows; M = 0 for a molecule without motifs such as methane.
     """
 
     smiles: str
@@ -67,19 +68,27 @@ class Molecule(NamedTuple):
 def featurize(smiles: str) -> Molecule:
     """The molecule's features; raises InvalidMoleculeError if RDKit refuses the SMILES or it has no atoms.
 
-    Motifs are found in the canonical SMILES. A molecule whose canonical SMILES RDKit cannot read back has none (M = 0),
-    as in the original.
+    Motifs are those of the canonical SMILES. If RDKit cannot read that back there are none (M = 0), as in the original.
     """
     mol = parse_smiles(smiles)
-    with _refused(smiles), quiet_rdkit():
-        canonical = Chem.MolToSmiles(mol, isomericSmiles=False)
-        senders, receivers, bonds = _edges(mol)
-        atoms = _atoms(mol)
-    try:
-        motifs = motif_features(parse_smiles(canonical))
-    except InvalidMoleculeError:
-        motifs = np.zeros((0, MOTIF_FEATURES), np.uint8)
-    return Molecule(canonical, atoms, bonds, senders, receivers, motifs)
+    with _refused(smiles):
+        with quiet_rdkit():
+            canonical = Chem.MolToSmiles(mol, isomericSmiles=False)
+        graph = read_mol(mol)
+    return Molecule(canonical, _atoms(graph), *_edges(graph), _motifs(graph, canonical))
+
+
+def _motifs(graph: MolGraph, canonical: str) -> np.ndarray:
+    """Motif features of the canonical SMILES; read again only where it may differ from the molecule in hand.
+
+    It differs by hydrogens: labelled ones ([2H]) are atoms in the molecule and none once their label is gone.
+    """
+    if 1 in graph.numbers:
+        try:
+            graph = read_mol(parse_smiles(canonical))
+        except InvalidMoleculeError:
+            return np.zeros((0, MOTIF_FEATURES), np.uint8)
+    return motif_features(graph)
 
 
 def parse_smiles(smiles: str) -> Chem.Mol:
@@ -150,40 +159,28 @@ def quiet_rdkit() -> Iterator[None]:
         del blocker
 
 
-def _atoms(mol: Chem.Mol) -> np.ndarray:
-    values: list[int] = []
-    for index in range(mol.GetNumAtoms()):
-        atom = mol.GetAtomWithIdx(index)
-        charge = atom.GetFormalCharge()
-        values += (
-            _NUMBER_INDEX[atom.GetAtomicNum()],
-            _CHIRALITY_INDEX.get(atom.GetChiralTag(), 4),
-            min(atom.GetTotalDegree(), 11),
-            charge + 5 if -5 <= charge <= 5 else 11,
-            min(atom.GetTotalNumHs(), 9),
-            min(atom.GetNumRadicalElectrons(), 5),
-            _HYBRIDIZATION_INDEX.get(atom.GetHybridization(), 5),
-            atom.GetIsAromatic(),
-            atom.IsInRing(),
-        )
-    return np.frombuffer(bytearray(values), np.uint8).reshape(-1, len(ATOM_CARDINALITIES))
+def _atoms(graph: MolGraph) -> np.ndarray:
+    atoms = np.zeros((len(graph.numbers), len(ATOM_CARDINALITIES)), np.uint8)
+    atoms[:, 0] = [_NUMBER_INDEX[number] for number in graph.numbers]
+    atoms[:, 2] = np.minimum(graph.connections, 11)
+    atoms[:, 3] = 5
+    atoms[:, 4] = np.minimum(graph.hydrogens, 9)
+    atoms[:, 6] = [_HYBRIDIZATION_INDEX.get(hybridization, 5) for hybridization in graph.hybridizations]
+    atoms[list(graph.aromatic), 7] = 1
+    atoms[list(graph.ring_atoms), 8] = 1
+    for index, charge in graph.charges.items():
+        atoms[index, 1] = _CHIRALITY_INDEX.get(graph.chirality[index], 4)
+        atoms[index, 3] = charge + 5 if -5 <= charge <= 5 else 11
+        atoms[index, 5] = min(graph.radicals[index], 5)
+    return atoms
 
 
-def _edges(mol: Chem.Mol) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ends: list[int] = []
-    values: list[int] = []
-    for index in range(mol.GetNumBonds()):
-        bond = mol.GetBondWithIdx(index)
-        begin, end = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
-        ends += (begin, end, end, begin)
-        features = (
-            _BOND_TYPE_INDEX.get(bond.GetBondType(), 4),
-            # A stereo label outside the vocabulary (atropisomers) counts as none; the original raises.
-            _STEREO_INDEX.get(bond.GetStereo(), 0),
-            bond.GetIsConjugated(),
-        )
-        values += features
-        values += features
-    senders, receivers = np.array(ends, np.int32).reshape(-1, 2).T.copy()
-    bonds = np.frombuffer(bytearray(values), np.uint8).reshape(-1, len(BOND_CARDINALITIES))
-    return senders, receivers, bonds
+def _edges(graph: MolGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, senders and receivers of the directed edges."""
+    both = np.array([graph.begins, graph.ends], np.int32).reshape(2, -1)
+    bonds = np.zeros((both.shape[1], len(BOND_CARDINALITIES)), np.uint8)
+    bonds[:, 0] = [_BOND_TYPE_INDEX.get(kind, 4) for kind in graph.types]
+    for index, stereo in graph.stereo.items():
+        bonds[index, 1] = _STEREO_INDEX[stereo]
+    bonds[:, 2] = graph.conjugated
+    return np.repeat(bonds, 2, axis=0), both.T.reshape(-1), both[::-1].T.reshape(-1)

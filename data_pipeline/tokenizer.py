@@ -135,7 +135,8 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See TextTokenizer."""
-        return self._processor.decode([i for i in ids if not self._processor.is_control(i)])
+        text = self._processor.decode([i for i in ids if not self._processor.is_control(i)])
+        return text.removeprefix(" ")
 
     def save(self, folder: str | os.PathLike) -> None:
         """See TextTokenizer; the model and its configuration as they were."""

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from data_pipeline.batch import Shards
 from llamo_jax.config import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
@@ -41,6 +42,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
 def batch_shards(mesh: Mesh) -> int:
     """S: over how many parts the rows of a batch are divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def local_shards(mesh: Mesh) -> Shards:
+    """The batch shards whose rows this process gives to its devices; raises ConfigError if they are not neighbours."""
+    count = batch_shards(mesh)
+    places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((count,))
+    mine = sorted({index for place in places.values() if place for index in range(count)[place[0]]})
+    if mine != list(range(mine[0], mine[-1] + 1)):
+        raise ConfigError(f"config.mesh gives this process the batch shards {mine}, which are not neighbours")
+    return Shards(mine[0], mine[-1] + 1)
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:

@@ -60,6 +60,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     train_step = make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed)
     eval_step = make_eval_step(definition)
     schedule = learning_rate_schedule(settings)
+    shards = sharding.local_shards(mesh)
 
     with checkpoints.Checkpoints(workdir, keep=settings.keep_checkpoints) as saved:
         state = saved.restore(abstract_state)
@@ -74,7 +75,8 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
                 return {}
-            sums = [eval_step(state, frozen, sharding.put_batch(b, mesh)) for b in data.validation.evaluation_batches()]
+            batches = data.validation.evaluation_batches(shards)
+            sums = [eval_step(state, frozen, sharding.put_batch(batch, mesh)) for batch in batches]
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
 
@@ -84,10 +86,12 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         else:
             print(f"continuing from step {step} of {settings.steps} in {workdir}")
 
-        stream = _accumulated(data.train.training_batches(config.seed, step * settings.accumulate), settings.accumulate)
+        first_batch = step * settings.accumulate
+        stream = data.train.training_batches(config.seed, first_batch, shards)
+        accumulated = _accumulated(stream, settings.accumulate)
         progress = metrics.Progress(step, settings.steps)
         pending: list[tuple[dict, int]] = []
-        for step, batches in zip(range(first_step + 1, settings.steps + 1), stream, strict=False):
+        for step, batches in zip(range(first_step + 1, settings.steps + 1), accumulated, strict=False):
             state, values = train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
             pending.append((values, int(np.count_nonzero(batches.segments))))
             last = step == settings.steps

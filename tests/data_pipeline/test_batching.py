@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.batch import BatchShape, RowSize, collate
+from data_pipeline.batch import BatchShape, RowSize, Shards, collate
 from data_pipeline.errors import DataError, PromptError
-from data_pipeline.loader import BatchLoader, PackedDataset, Shards
+from data_pipeline.loader import BatchLoader, PackedDataset
 from data_pipeline.packing import MIXTURE_BLOCK, pack_rows, row_at, source_at
 from data_pipeline.prompt import truncate
 from tests import helpers

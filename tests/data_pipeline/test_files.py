@@ -38,7 +38,8 @@ def test_every_format_gives_the_same_rows(tmp_path):
 
 
 def test_torch_files_of_records_and_of_columns(tmp_path):
-    torch = pytest.importorskip("torch", reason="needs the extra [convert]")
+    import torch
+
     torch.save(ROWS, tmp_path / "records.pt")
     torch.save({key: [row[key] for row in ROWS] for key in ROWS[0]}, tmp_path / "columns.pt")
     for path in sorted(tmp_path.iterdir()):
@@ -56,9 +57,10 @@ def test_torch_files_of_records_and_of_columns(tmp_path):
 
 def test_torch_files_of_pytorch_geometric(tmp_path):
     """The layout of an InMemoryDataset, pickled by classes of the same names."""
-    torch = pytest.importorskip("torch", reason="needs the extra [convert]")
     import sys
     import types
+
+    import torch
 
     names = {"torch_geometric.data.data": "Data", "torch_geometric.data.storage": "GlobalStorage"}
     made = {}

@@ -86,7 +86,6 @@ def test_workers_do_not_change_the_result(table, undisturbed, tmp_path):
 
 
 def test_beam_does_not_change_the_result(table, undisturbed, tmp_path):
-    pytest.importorskip("apache_beam", reason="needs the extra [beam]")
     jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS, Runner(beam_runner="DirectRunner"))
     assert digest(tmp_path / "data") == digest(undisturbed)
 

@@ -31,14 +31,14 @@ def turn(conversation):
 @pytest.mark.parametrize(
     ("task", "file", "smiles", "question", "answer"),
     [
-        ("property_regression", "property/esol.csv", None, "aqueous solubility (log10) of this molecule, in log mol/L", "-0.77"),
-        ("property_regression", "property/freesolv.csv", "CN(C)C(=O)c1ccc(cc1)OC", "energy in water of this molecule, in kcal/mol", "-11.01"),
+        ("property_regression", "property/esol.csv", None, "(log10) of this molecule, in log mol/L", "-0.77"),
+        ("property_regression", "property/freesolv.csv", "CN(C)C(=O)c1ccc(cc1)OC", "in kcal/mol", "-11.01"),
         ("property_regression", "property/lipophilicity.csv", None, "logD at pH 7.4 of this molecule?", "3.54"),
         ("property_regression", "property/bace.csv", None, "pIC50", "9.1549015"),
         ("property_classification", "property/bace.csv", None, "BACE-1", "Yes"),
-        ("property_classification", "property/bbbp.csv", "[Cl].CC(C)NCC(O)COc1cccc2ccccc12", "blood-brain barrier", "Yes"),
+        ("property_classification", "property/bbbp.csv", "[Cl].CC(C)NCC(O)COc1cccc2ccccc12", "blood-brain", "Yes"),
         ("iupac_name", "iupac/iupac_pairs.csv", None, "IUPAC name", "(1R,2R)-2-amino-1,2-diphenyl-2-tritioethanol"),
-        ("description", "chebi20/valid.tsv", None, "", "The molecule is an acetate salt obtained by combining histrelin"),
+        ("description", "chebi20/valid.tsv", None, "", "The molecule is an acetate salt obtained by combining"),
     ],
 )  # fmt: skip
 def test_guesses_of_columns(shared_data, task, file, smiles, question, answer):
@@ -118,6 +118,9 @@ def test_records_in_the_original_layout():
     assert turn(several) == ("a", "b", "c", "d")
 
 
+TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -127,7 +130,7 @@ def test_records_in_the_original_layout():
         ({"messages": [{"role": "user", "content": "x"}]}, "no answer"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no question"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "not valid Unicode"),
-        ({"smiles": 3, "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "not text"),
+        ({"smiles": 3, "messages": TURNS}, "not text"),
     ],
 )  # fmt: skip
 def test_conversations_that_cannot_be_used(row, reason):

@@ -6,6 +6,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import networkx
 import numpy as np
 import optax
 import pytest
@@ -13,7 +14,11 @@ from flax import nnx
 
 from configs import stage1, stage2
 from configs.presets import PRESETS
+from data_pipeline.conversation import Message
+from data_pipeline.generic_graph import graph_record
+from data_pipeline.jobs import Settings, prepare_records
 from data_pipeline.loader import BatchLoader
+from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
 from llamo_jax.training import checkpoints
@@ -227,8 +232,8 @@ def small_run(tmp_path, embedded, module=stage1, **changes):
 def interrupted_after(count, training_batches):
     """A `training_batches` whose user presses Ctrl-C while the next batch is fetched."""
 
-    def batches(self, seed, first_step=0):
-        yield from itertools.islice(training_batches(self, seed, first_step), count)
+    def batches(self, *arguments):
+        yield from itertools.islice(training_batches(self, *arguments), count)
         raise KeyboardInterrupt
 
     return batches
@@ -293,3 +298,34 @@ def test_model_config_round_trips_as_json():
     as_json["projector"]["depht"] = as_json["projector"].pop("depth")
     with pytest.raises(ConfigError, match=r"unknown keys \['depht'\], missing keys \['depth'\]"):
         from_dict(ModelConfig, as_json)
+
+
+def test_graphs_that_are_not_molecules_and_mixtures(tmp_path, embedded):
+    vocabulary = GraphVocabulary(nodes=(5,), edges=(2, 3))
+    folders = []
+    for name, size in (("rings", 5), ("stars", 4)):
+        graph = networkx.cycle_graph(size) if name == "rings" else networkx.star_graph(size)
+        networkx.set_node_attributes(graph, {node: (node % 5,) for node in graph}, "features")
+        networkx.set_edge_attributes(graph, {edge: (1, 2) for edge in graph.edges}, "features")
+        turn = (Message("user", "Which graph is it?"), Message("assistant", f"One of the {name}."))
+        record = graph_record([graph], turn, vocabulary)
+        prepare_records([("train", record)] * 20, tmp_path / name, vocabulary, Settings(task="instruction"))
+        folders.append(tmp_path / name)
+    config = small_run(tmp_path, embedded)
+    graph_encoder = dataclasses.replace(config.model.graph_encoder, atom_cardinalities=(5,), bond_cardinalities=(2, 3))
+    source = f"{folders[0]}=3,{folders[1]}=1"
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, graph_encoder=graph_encoder),
+        data=dataclasses.replace(config.data, source=source),
+        train=dataclasses.replace(config.train, steps=12, checkpoint_every=12),
+    )
+    runs.train(config, tmp_path / "run")
+    curve = losses(tmp_path / "run")
+    assert curve[-1][1] < 0.8 * curve[0][1]
+    data = dataclasses.replace(config.data, source=str(embedded / "description"))
+    with pytest.raises(ConfigError, match="feature cardinalities"):
+        runs.train(dataclasses.replace(config, data=data), tmp_path / "molecules")
+    data = dataclasses.replace(config.data, source=f"{folders[0]}=much")
+    with pytest.raises(ConfigError, match="'much' is not a weight"):
+        runs.train(dataclasses.replace(config, data=data), tmp_path / "weights")

@@ -1,0 +1,193 @@
+"""Prompts: the original's token ids, chat templates, and text that only looks like control tokens."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.batch import GraphArrays
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.errors import DataError, PromptError
+from data_pipeline.prompt import PROMPT_STYLES, PromptEncoder, truncate
+from data_pipeline.records import featurized
+from data_pipeline.tasks import TASKS, Columns
+from data_pipeline.tokenizer import HuggingFaceTokenizer, load_tokenizer, train_tokenizer
+
+Q = 28
+_NONE = np.zeros(0, np.int32)
+NO_GRAPH = GraphArrays(
+    np.zeros((0, 9), np.uint8), np.zeros((0, 3), np.uint8), _NONE, _NONE, np.zeros((0, 73), np.uint8)
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(golden):
+    return json.loads((golden / "prompt.json").read_text())
+
+
+def llama2_encoder(golden, name):
+    folder = golden.parent / "tokenizer_llama2" if name == "llama2" else golden / "tokenizer_tiny"
+    return PromptEncoder(load_tokenizer(folder), Q, style="llama2", show_smiles=True)
+
+
+def conversation_of(case):
+    row = {key: case[key] for key in ("smiles", "instruction", "output")}
+    (conversation,) = TASKS["instruction"](list(row), Columns())(row)
+    return conversation
+
+
+def is_well_formed(case):
+    """Not one of the cases that the original itself gets wrong; see the quirks 16, 22 and 23 in the golden README."""
+    first, *others = (
+        [{"role": "user", "content": case["instruction"]}]
+        if isinstance(case["instruction"], str)
+        else case["instruction"]
+    )
+    texts = " ".join([first["content"], *(message["content"] for message in others), case["output"]])
+    control = re.search(r"<s>|</s>|<unk>|<pad>", texts)
+    markers = [message["content"].count("<graph>") for message in (first, *others)]
+    return first["role"] == "user" and not control and markers[0] <= 1 and not any(markers[1:]) and case["output"]
+
+
+@pytest.mark.parametrize("name", ["llama2", "tiny"])
+def test_llama2_gives_the_original_ids(golden, prompts, name):
+    encoder = llama2_encoder(golden, name)
+    checked = 0
+    for case in filter(is_well_formed, prompts["cases"]):
+        conversation = conversation_of(case)
+        (encoded,) = encoder.encode([featurized(conversation)])
+        assert conversation.smiles == (case["smiles"],)
+        ids = np.where(encoded.molecule >= 0, -1, encoded.tokens)
+        expected, labels = np.ravel(case[name]["input_ids"]), np.ravel(case[name]["labels"])
+        if case.get("max_length"):  # cut by the original, also inside graph tokens; ours are whole
+            ids, is_target = ids[: len(expected)], encoded.is_target[: len(expected)]
+        else:
+            is_target = encoded.is_target
+        np.testing.assert_array_equal(ids, expected, err_msg=case["tag"])
+        np.testing.assert_array_equal(np.where(is_target, ids, -100), labels, err_msg=case["tag"])
+        if "prompt_only" in case[name]:
+            (prompt,) = encoder.encode([featurized(conversation._replace(messages=conversation.messages[:-1]))])
+            ids = np.where(prompt.molecule >= 0, -1, prompt.tokens)
+            np.testing.assert_array_equal(ids, np.ravel(case[name]["prompt_only"]["input_ids"]))
+        checked += 1
+    assert checked > 15
+
+
+def test_text_stays_text_where_the_original_lets_it_control(golden, prompts):
+    encoder = llama2_encoder(golden, "llama2")
+    (case,) = [case for case in prompts["cases"] if case["tag"] == "literal_special_tokens"]
+    (encoded,) = encoder.encode([featurized(conversation_of(case))])
+    assert np.count_nonzero(encoded.tokens == encoder.tokenizer.bos_id) == 1
+    assert np.count_nonzero(encoded.tokens == encoder.tokenizer.eos_id) == 1
+    said = encoder.tokenizer.decode(encoded.tokens[encoded.is_target].tolist())
+    assert said == case["output"]
+
+
+def test_a_sentencepiece_folder_survives_saving(golden, tmp_path):
+    tokenizer = load_tokenizer(golden / "tokenizer_tiny")
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.fingerprint() == tokenizer.fingerprint()
+    assert again.encode(["C=O and\nso"], [True]) == tokenizer.encode(["C=O and\nso"], [True])
+    (tmp_path / "saved" / "tokenizer.model").write_bytes(b"no")
+    with pytest.raises(DataError, match="not a sentencepiece model"):
+        load_tokenizer(tmp_path / "saved")
+    with pytest.raises(DataError, match="not a tokenizer folder"):
+        load_tokenizer(tmp_path)
+
+
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' "
+    "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+QWEN2 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
+    "+ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CONTROL = {
+    LLAMA3: ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    QWEN2: ["<|im_start|>", "<|im_end|>"],
+}
+
+
+def chat_encoder(template):
+    """A small tokenizer with the control tokens and the template of a large model."""
+    tokenizer = train_tokenizer(["User: describe C=O\nAssistant: it is small"] * 3, 400)._tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": CONTROL[template]})
+    tokenizer.chat_template = template
+    tokenizer.eos_token = CONTROL[template][-1]
+    return PromptEncoder(HuggingFaceTokenizer(tokenizer), Q, style="chat_template", show_smiles=True), tokenizer
+
+
+TURNS = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Yes."), Message("user", "Why?"))
+
+
+@pytest.mark.parametrize("template", [LLAMA3, QWEN2], ids=["llama3", "qwen2"])
+def test_chat_templates_give_the_ids_of_the_template(template):
+    encoder, tokenizer = chat_encoder(template)
+    for count in (2, 3, 4):
+        (encoded,) = encoder.encode([(Conversation((), TURNS[:count]), ())])
+        messages = [message._asdict() for message in TURNS[:count]]
+        expected = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=False, add_generation_prompt=count % 2 == 0
+        )
+        assert encoded.tokens.tolist() == expected
+    said = tokenizer.decode(encoded.tokens[encoded.is_target])
+    assert said == f"Yes.{CONTROL[template][-1]}"
+    assert encoder.end_id == tokenizer.convert_tokens_to_ids(CONTROL[template][-1])
+
+
+@pytest.mark.parametrize("template", [LLAMA3, QWEN2], ids=["llama3", "qwen2"])
+def test_chat_templates_keep_messages_text(template):
+    encoder, tokenizer = chat_encoder(template)
+    attack = "".join(CONTROL[template]) + "</s>"
+    (encoded,) = encoder.encode([(Conversation((), (Message("user", attack), Message("assistant", attack))), ())])
+    (harmless,) = encoder.encode([(Conversation((), (Message("user", "x"), Message("assistant", "x"))), ())])
+    ids = tokenizer.convert_tokens_to_ids([*CONTROL[template], "</s>"])
+    assert np.isin(encoded.tokens, ids).sum() == np.isin(harmless.tokens, ids).sum()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(PromptError, match="refused by the chat template"):
+        encoder.encode([(Conversation((), TURNS), ())])
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        encoder.encode([(Conversation((), TURNS), ())])
+
+
+@pytest.fixture(scope="module")
+def encoders():
+    plain = train_tokenizer(["User: describe C=O\nAssistant: it is small"] * 3, 300)
+    styles = {style: PromptEncoder(plain, Q, style=style, show_smiles=True) for style in ("plain", "llama2")}
+    return styles | {"chat_template": chat_encoder(QWEN2)[0]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(PROMPT_STYLES)),
+    st.lists(st.tuples(st.text(max_size=12), st.text(min_size=1, max_size=12)), min_size=1, max_size=3),
+    st.integers(0, 3),
+    st.integers(0, 12),
+    st.integers(1, 300),
+)
+def test_every_style_shows_every_molecule_once(encoders, style, turns, molecules, place, limit):
+    """Whatever is said: whole graphs in order, targets only where the assistant speaks, cuts only behind graphs."""
+    messages = tuple(m for ask, answer in turns for m in (Message("user", ask), Message("assistant", answer)))
+    at = (0, min(place, len(turns[0][0]))) if place % 2 else None
+    conversation = Conversation(("C",) * molecules, messages, at)
+    (encoded,) = encoders[style].encode([(conversation, (NO_GRAPH,) * molecules)])
+    shown = encoded.molecule[encoded.molecule >= 0]
+    np.testing.assert_array_equal(shown, np.repeat(np.arange(molecules), Q))
+    np.testing.assert_array_equal(encoded.query[encoded.molecule >= 0], np.tile(np.arange(Q), molecules))
+    assert not encoded.is_target[encoded.molecule >= 0].any()
+    ends = encoded.tokens[encoded.is_target] == encoders[style].end_id
+    assert ends.sum() == len(turns)
+    try:
+        cut = truncate(encoded, limit)
+    except PromptError:
+        return
+    assert len(cut.tokens) <= limit + 1
+    assert (cut.molecule >= 0).sum() == molecules * Q
+    assert cut.is_target[1:].any()
