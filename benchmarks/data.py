@@ -65,12 +65,12 @@ def worker_scaling(smiles: list[str], repeats: int) -> float:
         )
         pools = {count: [shards.Worker() for _ in range(count)] for count in (1, 2)}
         for workers in pools.values():
-            shards.process_chunks(job, chunks[: len(workers)], workers, lambda: None)
+            shards.process_chunks(job, chunks[: len(workers)], workers, lambda count: None)
         for _ in range(repeats):
             seconds = {}
             for count, workers in pools.items():
                 start = time.perf_counter()
-                shards.process_chunks(job, chunks, workers, lambda: None)
+                shards.process_chunks(job, chunks, workers, lambda count: None)
                 seconds[count] = time.perf_counter() - start
             ratios.append(seconds[1] / seconds[2])
         for workers in pools.values():

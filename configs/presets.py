@@ -73,7 +73,7 @@ def _pretrained(language_model: dict, prompt_style: str) -> dict:
             compute_dtype="bfloat16",
             remat="full",
         ),
-        "data": _rows(rows=64, tokens=512, molecules=8, atoms=384, motifs=160),
+        "data": _rows(rows=64, tokens=512, molecules=8, atoms=608, motifs=224),
         "prompt_style": prompt_style,
         "from_scratch": False,
         "stage1_steps": 40000,

@@ -105,8 +105,8 @@ def _csv_row(header: list[str], line: str, lines: _Pushback) -> Row | BadRow:
 
     try:
         row = _row(header, next(csv.reader(physical())), line)
-    except csv.Error as error:
-        row = BadRow(f"not CSV: {error}", line[:200])
+    except csv.Error:
+        row = BadRow("not CSV", line[:200])
     if unended or (isinstance(row, BadRow) and len(used) > 1):
         lines.push(used[1:])
         return BadRow("unbalanced quote", line[:200])

@@ -125,6 +125,8 @@ def _messages(smiles: str) -> list[str]:
     rdBase.LogToPythonLogger()
     try:
         Chem.MolFromSmiles(smiles)
+    except SystemError:  # a message that cuts a character of several bytes in two is no Python text
+        pass
     finally:
         rdBase.LogToCppStreams()
         logger.handlers, logger.propagate = handlers, propagate
@@ -146,7 +148,7 @@ def _reason(lines: list[str]) -> str:
     if not said:
         return "refused by RDKit"
     first = ": ".join(said[:2]) if said[0].endswith("Violation") else said[0]
-    return re.sub(r" (while parsing|for input): .*", "", first.removeprefix("SMILES Parse Error: "))
+    return re.sub(r" (while parsing|for input):.*", "", first.removeprefix("SMILES Parse Error: "))
 
 
 @contextlib.contextmanager

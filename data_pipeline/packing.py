@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.batch import RowSize
 
-WINDOW = 2048
+WINDOW = 4096
 """Conversations that are packed together; larger fills rows slightly better and takes longer."""
 
 MIXTURE_BLOCK = 1000

@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,10 @@ MAX_DETAIL = 10_000
 
 _MAX_DEATHS = 3
 """How often a worker may be killed from outside (not by its row) before the job gives up."""
+
+_REPORT_EVERY = 50  # rows
+_ROW = struct.Struct("q")
+_NO_ROW = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,33 +200,41 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        # The process writes here which row it is at: the last word of one that dies.
+        self._row_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        self._row_file.truncate(_ROW.size)
 
-    def run(self, job: ShardJob, chunk: int, on_row: Callable[[int], None] = lambda index: None) -> None:
-        """Processes a chunk; raises WorkerError if the process cannot work at all."""
+    def run(self, job: ShardJob, chunk: int, on_rows: Callable[[int], None] = lambda count: None) -> None:
+        """Processes a chunk; `on_rows` is told now and then how many rows are done.
+
+        Raises WorkerError if the process cannot work at all.
+        """
         skip: dict[int, str] = {}
         deaths = 0
         while True:
-            process = self._process = self._process or _start_process()
+            self._set_row(_NO_ROW)
+            process = self._process = self._process or _start_process(self._row_file.fileno())
             assert process.stdin is not None
             assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps({"job": job.to_json(), "chunk": chunk, "skip": skip}) + "\n")
                 process.stdin.flush()
-            row = None
             for line in process.stdout:
-                if line.startswith("{"):
-                    error = json.loads(line).get("error")
-                    if error:
-                        raise WorkerError(error)
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise WorkerError(answer["error"])
+                on_rows(answer["rows"])
+                if answer["done"]:
                     return
-                row = int(line)
-                on_row(row)
             code = process.wait()
             self._process = None
-            if row is not None and code == -signal.SIGPROF:
+            row = self._row() if self._row() not in skip else _NO_ROW
+            if row != _NO_ROW and code == -signal.SIGPROF:
                 skip[row] = f"took more than {job.time_limit:g} CPU seconds"
-            elif row is not None and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE):
+            elif row != _NO_ROW and code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE):
                 skip[row] = f"crashed RDKit (signal {-code})"
+            elif row != _NO_ROW and code == 1:  # Python's own exit code; the traceback is on standard error
+                skip[row] = "internal error"
             else:
                 deaths += 1
                 if deaths == _MAX_DEATHS:
@@ -232,26 +246,39 @@ class Worker:
             self._process.kill()
             self._process.wait()
             self._process = None
+        self._row_file.close()
+
+    def _row(self) -> int:
+        self._row_file.seek(0)
+        return _ROW.unpack(self._row_file.read(_ROW.size))[0]
+
+    def _set_row(self, row: int) -> None:
+        self._row_file.seek(0)
+        self._row_file.write(_ROW.pack(row))
+        self._row_file.flush()
 
 
-def process_chunks(job: ShardJob, chunks: Sequence[int], workers: Sequence[Worker], on_row: Callable[[], None]) -> None:
-    """Divides chunks among workers on this machine; `on_row` is called once for every row."""
+def process_chunks(
+    job: ShardJob, chunks: Sequence[int], workers: Sequence[Worker], on_rows: Callable[[int], Any]
+) -> None:
+    """Divides chunks among workers on this machine; `on_rows` is told of rows as they are done."""
     idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
     def work(chunk: int) -> None:
-        reported = -1
+        reported = 0
 
-        def report(index: int) -> None:
+        def report(count: int) -> None:
             nonlocal reported
-            if index > reported:  # a chunk that is done again counts its rows once
-                reported = index
-                on_row()
+            on_rows(max(0, count - reported))  # a chunk that is done again counts its rows once
+            reported = max(count, reported)
 
         worker = idle.get()
-        worker.run(job, chunk, report)
-        idle.put(worker)
+        try:
+            worker.run(job, chunk, report)
+        finally:
+            idle.put(worker)
 
     with ThreadPoolExecutor(len(workers)) as pool:
         futures = [pool.submit(work, chunk) for chunk in chunks]
@@ -265,38 +292,45 @@ def process_chunks(job: ShardJob, chunks: Sequence[int], workers: Sequence[Worke
             raise
 
 
-def _start_process() -> subprocess.Popen:
+def _start_process(row_file: int) -> subprocess.Popen:
     package = str(Path(__file__).parent.parent)
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline.shards"],
+        [sys.executable, "-m", "data_pipeline.shards", str(row_file)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        pass_fds=(row_file,),
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
     )
 
 
-def _serve() -> None:
-    """The worker process: a task a line on standard input; on standard output row numbers, then an object a task."""
+def _serve(row_file: int) -> None:
+    """The worker process: a task a line on standard input, answers as JSON lines on standard output."""
     parent = os.getppid()
+    current_row = mmap.mmap(row_file, _ROW.size)
     with os.fdopen(os.dup(1), "w", buffering=1) as channel:
         os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
         for line in sys.stdin:
             task = json.loads(line)
             job = ShardJob.from_json(task["job"])
+            rows = 0
 
             def on_row(index: int, limit: float = job.time_limit) -> None:
+                nonlocal rows
+                rows = index + 1
                 if os.getppid() != parent:
                     os._exit(1)
-                channel.write(f"{index}\n")
+                if index and index % _REPORT_EVERY == 0:
+                    channel.write(json.dumps({"rows": index, "done": False}) + "\n")
+                _ROW.pack_into(current_row, 0, index)
                 # The signal's default action ends the process, also inside RDKit, which Python could not interrupt.
                 signal.setitimer(signal.ITIMER_PROF, limit)
 
             skip = {int(index): reason for index, reason in task["skip"].items()}
-            answer = {}
             try:
                 process_chunk(job, task["chunk"], skip, on_row)
+                answer: dict[str, Any] = {"rows": rows, "done": True}
             except OSError as error:
                 answer = {"error": f"cannot write to {job.work}: {error.strerror or error}"}
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -304,4 +338,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

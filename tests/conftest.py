@@ -44,3 +44,19 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data_pipeline.embedded import prepare_embedded
 
     return prepare_embedded(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def few(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first hundred conversations of each of its tasks, in the same layout, for runs of seconds."""
+    from data_pipeline.jobs import Settings, prepare_records
+    from data_pipeline.records import read_records
+    from data_pipeline.vocabulary import MOLECULES
+
+    folder = tmp_path_factory.mktemp("few")
+    settings = Settings(task="instruction", tokenizer=str(embedded / "tokenizer"))
+    for task in ("description", "instruction"):
+        counts = {"train": 80, "validation": 20}
+        pairs = [(split, r) for split, count in counts.items() for r in read_records(embedded / task, split)[:count]]
+        prepare_records(pairs, folder / task, MOLECULES, settings)
+    return folder

@@ -188,7 +188,7 @@ def test_a_worker_that_is_killed_does_its_chunk_again(tmp_path):
 
     def kill(index):
         nonlocal next_kill
-        if index == next_kill:
+        if next_kill and index >= next_kill:
             next_kill = next(kills, None)
             os.kill(worker._process.pid, signal.SIGKILL)
 
@@ -206,7 +206,7 @@ def test_a_row_that_crashes_the_process_is_rejected(tmp_path):
     crashed = []
 
     def crash(index):
-        if index == 100 and not crashed:
+        if index >= 100 and not crashed:
             crashed.append(index)
             os.kill(worker._process.pid, signal.SIGSEGV)
 
@@ -240,3 +240,21 @@ def test_beam_options_are_passed_on(monkeypatch, table, tmp_path):
     prepare.main([*options, "--beam_runner=FlinkRunner", "--beam_options", "--flink_master=x:1", "--parallelism=4"])
     assert given["d"].beam_runner == "FlinkRunner"
     assert given["d"].beam_options == ("--flink_master=x:1", "--parallelism=4")
+
+
+def test_a_failing_worker_ends_the_job(tmp_path):
+    _, job = make_job(tmp_path, [{"smiles": "C", "text": "a"}])
+    workers = [Worker()]
+    with pytest.raises(WorkerError, match=r"cannot write to .*: No such file"):
+        shards.process_chunks(job, range(1, 5), workers, lambda count: None)
+
+
+def test_a_chunk_that_is_damaged_itself_ends_the_job(tmp_path, capfd):
+    work, job = make_job(tmp_path, [{"smiles": smiles, "text": "a"} for smiles in "CNO"])
+    lines = shards.rows_path(work, 0).read_text().splitlines()
+    shards.rows_path(work, 0).write_text("\n".join([lines[0], "[0, 2]", lines[2]]))
+    worker = Worker()
+    with pytest.raises(WorkerError, match="keep dying"):
+        worker.run(job, 0)
+    worker.close()
+    assert "ValueError" in capfd.readouterr().err

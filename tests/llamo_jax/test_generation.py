@@ -101,10 +101,10 @@ def test_finished_rows_stay_finished(encoder, small_model):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, embedded):
+def trained(tmp_path_factory, few):
     """A run of a few steps: its answers are nonsense, but they are its answers."""
     config = stage1.get_config("tiny")
-    config.data.source, config.data.tokenizer = str(embedded / "description"), str(embedded / "tokenizer")
+    config.data.source = str(few / "description")
     config.data.rows = 8
     config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
     workdir = tmp_path_factory.mktemp("runs") / "stage1-tiny"

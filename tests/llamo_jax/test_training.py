@@ -214,11 +214,10 @@ def test_presets_are_complete(preset, stage):
     assert ("lora" in " ".join(names)) == (stage is stage2)
 
 
-def small_run(tmp_path, embedded, module=stage1, **changes):
-    """The configuration of a run of seconds on the embedded corpus."""
+def small_run(few, module=stage1, **changes):
+    """The configuration of a run of seconds on a part of the embedded corpus."""
     config = module.get_config("tiny")
-    config.data.source = str(embedded / config.data.task)
-    config.data.tokenizer = str(embedded / "tokenizer")
+    config.data.source = str(few / config.data.task)
     config.data.rows = 8
     config.model.language_model.num_layers = 1
     config.train.update({"steps": 6, "log_every": 2, "eval_every": 100, "checkpoint_every": 4, "warmup_steps": 2})
@@ -244,8 +243,8 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in lines]
 
 
-def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
-    config = small_run(tmp_path, embedded)
+def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
+    config = small_run(few)
     runs.train(config, tmp_path / "one")
     curve = losses(tmp_path / "one")
     assert [step for step, _ in curve] == [2, 4, 6]
@@ -262,7 +261,7 @@ def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
     assert losses(tmp_path / "two") == curve
 
     # stage 2 starts from stage 1, trains only its own, and names its base
-    second = small_run(tmp_path, embedded, stage2, init_from=str(tmp_path / "one"))
+    second = small_run(few, stage2, init_from=str(tmp_path / "one"))
     state = runs.train(second, tmp_path / "stage2")
     base = checkpoints.read_base(tmp_path / "stage2")
     assert base.folder == (tmp_path / "one").resolve()
@@ -282,9 +281,9 @@ def test_runs_repeat_continue_and_chain(tmp_path, embedded, monkeypatch):
         checkpoints.load_weights(tmp_path / "stage2", abstract)
 
 
-def test_frozen_parameters_are_never_random(tmp_path, embedded):
+def test_frozen_parameters_are_never_random(tmp_path, few):
     rules = (("language_model/.*", False), (".*", True))
-    config = small_run(tmp_path, embedded)
+    config = small_run(few)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, trainable=rules))
     with pytest.raises(ConfigError, match=r"would stay random, such as language_model/"):
         runs.train(config, tmp_path / "run")
@@ -300,7 +299,7 @@ def test_model_config_round_trips_as_json():
         from_dict(ModelConfig, as_json)
 
 
-def test_graphs_that_are_not_molecules_and_mixtures(tmp_path, embedded):
+def test_graphs_that_are_not_molecules_and_mixtures(tmp_path, few):
     vocabulary = GraphVocabulary(nodes=(5,), edges=(2, 3))
     folders = []
     for name, size in (("rings", 5), ("stars", 4)):
@@ -311,7 +310,7 @@ def test_graphs_that_are_not_molecules_and_mixtures(tmp_path, embedded):
         record = graph_record([graph], turn, vocabulary)
         prepare_records([("train", record)] * 20, tmp_path / name, vocabulary, Settings(task="instruction"))
         folders.append(tmp_path / name)
-    config = small_run(tmp_path, embedded)
+    config = small_run(few)
     graph_encoder = dataclasses.replace(config.model.graph_encoder, atom_cardinalities=(5,), bond_cardinalities=(2, 3))
     source = f"{folders[0]}=3,{folders[1]}=1"
     config = dataclasses.replace(
@@ -323,7 +322,7 @@ def test_graphs_that_are_not_molecules_and_mixtures(tmp_path, embedded):
     runs.train(config, tmp_path / "run")
     curve = losses(tmp_path / "run")
     assert curve[-1][1] < 0.8 * curve[0][1]
-    data = dataclasses.replace(config.data, source=str(embedded / "description"))
+    data = dataclasses.replace(config.data, source=str(few / "description"))
     with pytest.raises(ConfigError, match="feature cardinalities"):
         runs.train(dataclasses.replace(config, data=data), tmp_path / "molecules")
     data = dataclasses.replace(config.data, source=f"{folders[0]}=much")
