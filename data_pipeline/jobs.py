@@ -114,6 +114,9 @@ def prepare_rows(
     folder = epath.Path(folder)
     if is_done(folder, identity):
         return json.loads((folder / "manifest.json").read_text())
+    if settings.tokenizer:
+        tokenizer = load_tokenizer(settings.tokenizer)
+        _encoder(tokenizer, settings)  # what is wrong with it shall be said before anything takes time
     with job_folder(folder, identity) as partial:
         work = partial / "work"
         cut = _cut(rows, names, work, settings)
@@ -168,7 +171,8 @@ def prepare_records(
             return work, [0]
 
         manifest = {**identity, "rows": sum(map(len, sizes.values()))}
-        return _finish(partial, manifest, settings, make_shards, [0], vocabulary, None)
+        tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+        return _finish(partial, manifest, settings, make_shards, [0], vocabulary, tokenizer)
 
 
 def prompt_lines(smiles: Sequence[str], contents: Sequence[str]) -> list[str]:
@@ -373,8 +377,6 @@ def _lengths(
     if settings.file_format != "array_record":
         return {"lengths": lengths.summary(sizes, {}), "suggested": None}
     readers = {split: RecordReader(partial, split) for split in sizes}
-    if tokenizer is None and settings.tokenizer:
-        tokenizer = load_tokenizer(settings.tokenizer)
     if tokenizer is None:
         sample = readers.get("train") or next(iter(readers.values()))
         conversations: list[Conversation] = []
@@ -384,15 +386,19 @@ def _lengths(
         lines = [line for c in conversations for line in prompt_lines(c.smiles, [m.content for m in c.messages])]
         tokenizer = train_tokenizer(lines, VOCAB_SIZE)
     tokenizer.save(os.fspath(partial / "tokenizer"))
-    encoder = PromptEncoder(
-        tokenizer, settings.num_graph_tokens, style=settings.prompt_style, show_smiles=settings.show_smiles
-    )
+    encoder = _encoder(tokenizer, settings)
     measured = {split: lengths.token_lengths(reader, encoder) for split, reader in readers.items()}
     return {
         "prompt": {"style": settings.prompt_style, "show_smiles": settings.show_smiles},
         "lengths": lengths.summary(sizes, measured),
         "suggested": lengths.suggest_budgets(sizes, measured, settings.tokens_per_row),
     }
+
+
+def _encoder(tokenizer: TextTokenizer, settings: Settings) -> PromptEncoder:
+    return PromptEncoder(
+        tokenizer, settings.num_graph_tokens, style=settings.prompt_style, show_smiles=settings.show_smiles
+    )
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_pipeline.batch import RowSize
+from data_pipeline.batch import EncodedConversation, RowSize
+from data_pipeline.errors import PromptError
 from data_pipeline.packing import pack_rows
 from data_pipeline.prompt import PromptEncoder
-from data_pipeline.records import RecordReader
+from data_pipeline.records import Record, RecordReader
 
 SIZE_NAMES = ("molecules", "atoms", "edges", "motifs")
 """The columns of `RecordReader.sizes`."""
@@ -24,8 +25,8 @@ _SAMPLE = 50_000  # conversations whose packing tells the budgets
 def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     """int32[C, 3] of every record: tokens, the end of its last graph token, the position of its first target.
 
-    A record without targets has its first target beyond every length. Kept on disk beside the records, where that is
-    possible, by the fingerprint of tokenizer and prompt style.
+    A record without targets has its first target beyond every length; one that cannot become a prompt has no tokens.
+    Kept on disk beside the records, where that is possible, by the fingerprint of tokenizer and prompt style.
     """
     path = reader.folder / "lengths" / f"{reader.split}-{encoder.fingerprint()}.npy"
     if path.is_file():
@@ -34,7 +35,10 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
         for start in range(0, len(reader), _CHUNK):
             stop = min(start + _CHUNK, len(reader))
-            for index, conversation in enumerate(encoder.encode(reader.fetch(range(start, stop))), start):
+            for index, conversation in enumerate(_encoded(reader.fetch(range(start, stop)), encoder), start):
+                if conversation is None:
+                    lengths[index] = (0, 0, _UNLIMITED)
+                    continue
                 shown = np.flatnonzero(conversation.molecule >= 0)
                 target = np.flatnonzero(conversation.is_target[1:])
                 lengths[index] = (
@@ -45,6 +49,14 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
             progress.update(stop - start)
     _keep(path, lengths)
     return lengths
+
+
+def _encoded(records: list[Record], encoder: PromptEncoder) -> list[EncodedConversation | None]:
+    """The records' prompts; None where the prompt style refuses a conversation."""
+    try:
+        return list(encoder.encode(records))
+    except PromptError:
+        return [None] if len(records) == 1 else [_encoded([record], encoder)[0] for record in records]
 
 
 def _keep(path: Any, lengths: np.ndarray) -> None:

@@ -88,6 +88,7 @@ def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Co
     length = np.minimum(tokens, row.tokens + 1)  # the last token is only a target
     sizes = np.concatenate([(length - 1)[:, None], source.sizes.astype(np.int64)], axis=1)
     reasons = {
+        "refused by the prompt style": tokens == 0,
         "graph tokens beyond the row's end": graph_end > length,
         "no answer within the row": first_target >= length,
     }

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError, PromptError
+from data_pipeline.lengths import token_lengths
 from data_pipeline.prompt import PROMPT_STYLES, PromptEncoder, truncate
-from data_pipeline.records import featurized
+from data_pipeline.records import Record, featurized
 from data_pipeline.tasks import TASKS, Columns
 from data_pipeline.tokenizer import HuggingFaceTokenizer, load_tokenizer, train_tokenizer
 
@@ -191,3 +192,33 @@ def test_every_style_shows_every_molecule_once(encoders, style, turns, molecules
     assert len(cut.tokens) <= limit + 1
     assert (cut.molecule >= 0).sum() == molecules * Q
     assert cut.is_target[1:].any()
+
+
+class _Reader:
+    """Records in memory, as token_lengths reads them."""
+
+    split = "train"
+
+    def __init__(self, folder, conversations):
+        self.folder = folder
+        self._records = [Record(conversation, ()) for conversation in conversations]
+
+    def __len__(self):
+        return len(self._records)
+
+    def fetch(self, indices):
+        return [self._records[index] for index in indices]
+
+
+def test_lengths_of_what_a_template_refuses(tmp_path):
+    encoder, tokenizer = chat_encoder(QWEN2)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + QWEN2
+    )
+    reader = _Reader(tmp_path, [Conversation((), TURNS[1:3]), Conversation((), TURNS[:3])])
+    lengths = token_lengths(reader, encoder)
+    (encoded,) = encoder.encode([reader.fetch([0])[0]])
+    first_target = int(np.flatnonzero(encoded.is_target)[0])
+    assert lengths[0].tolist() == [len(encoded.tokens), 0, first_target]
+    assert lengths[1].tolist()[:2] == [0, 0]
+    np.testing.assert_array_equal(token_lengths(_Reader(tmp_path, [None] * 2), encoder), lengths)  # kept on disk
