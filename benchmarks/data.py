@@ -87,7 +87,7 @@ def feed(folder: Path, epochs: int) -> dict[str, Any]:
     row = RowSize(*(budgets[f"{name}_per_row"] for name in RowSize._fields))
     dataset = PackedDataset(EncodedRecords(RecordReader(folder, "train"), encoder), row)
     stream = BatchLoader([dataset], [1.0], BatchShape(ROWS, 1, row)).training_batches(seed=0)
-    steps = len(dataset.rows) // ROWS
+    steps = len(dataset.epoch_rows(0, 0)) // ROWS
     speeds, memory = [], []
     for _ in range(epochs + 2):  # the first two epochs fill caches
         start, tokens = time.perf_counter(), 0

@@ -1,5 +1,7 @@
 """From prepared records to batches: which rows a step holds is known from lengths alone, and read by index."""
 
+import bisect
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,7 @@ import numpy as np
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, Shards, collate
 from data_pipeline.errors import DataError
 from data_pipeline.lengths import token_lengths
-from data_pipeline.packing import Rows, pack_rows, row_at, source_at
+from data_pipeline.packing import Rows, pack_rows, source_at
 from data_pipeline.prompt import PromptEncoder, truncate
 from data_pipeline.records import Record, RecordReader
 
@@ -45,32 +47,53 @@ class EncodedRecords:
 
 
 class PackedDataset:
-    """The conversations of one source that fit a row, packed into rows once, whatever the host or the device.
+    """The conversations of one source that fit a row, packed anew every epoch, whatever the host or the device.
 
     `skipped` counts conversations that fit no row, by reason.
     """
 
-    def __init__(self, source: Source, row: RowSize, *, seed: int = 0):
+    def __init__(self, source: Source, row: RowSize):
         self._source = source
         self.row = row
         self._sizes, keep, self.skipped = _row_sizes(source, row)
         if not keep.any():
             raise DataError(f"no conversation fits a row of {row}; skipped: {dict(self.skipped)}")
         self._kept = np.flatnonzero(keep)
-        order = np.random.default_rng(seed).permutation(self._kept)
-        self.rows = pack_rows(self._sizes, row, order)
+        self._lock = threading.Lock()
+        self._first_rows: dict[int, list[int]] = {}  # by seed: where each epoch begins in the endless order of rows
+        self._epochs: dict[tuple[int, int], Rows] = {}  # by (seed, epoch): the last few plans
 
     def __len__(self) -> int:
         """The number of conversations that fit a row."""
         return len(self._kept)
 
     def fill(self) -> float:
-        """The fraction of the rows' token slots that hold a token."""
-        return float(self.token_counts().sum() / (len(self.rows) * self.row.tokens))
+        """The fraction of the rows' token slots that hold a token, in the first epoch."""
+        return float(self.token_counts().sum() / (len(self.epoch_rows(0, 0)) * self.row.tokens))
 
     def token_counts(self) -> np.ndarray:
         """int64[conversations]: the token slots that each takes."""
         return self._sizes[self._kept, 0]
+
+    def epoch_rows(self, seed: int, epoch: int) -> Rows:
+        """All conversations once, packed and ordered by (seed, epoch)."""
+        if (seed, epoch) not in self._epochs:
+            rng = np.random.default_rng((seed, epoch))
+            rows = pack_rows(self._sizes, self.row, rng.permutation(self._kept)).shuffled(rng)
+            self._epochs = {**dict(list(self._epochs.items())[-2:]), (seed, epoch): rows}
+        return self._epochs[seed, epoch]
+
+    def training_row(self, seed: int, position: int) -> np.ndarray:
+        """The conversations of the row at a position of the endless training order.
+
+        Epochs differ by a row or two in length, so the first call plans those before the position; it reads nothing.
+        """
+        with self._lock:
+            first_rows = self._first_rows.setdefault(seed, [0])
+            while first_rows[-1] <= position:
+                first_rows.append(first_rows[-1] + len(self.epoch_rows(seed, len(first_rows) - 1)))
+            epoch = bisect.bisect_right(first_rows, position) - 1
+            return self.epoch_rows(seed, epoch).row(position - first_rows[epoch])
 
     def evaluation_rows(self) -> Rows:
         """Every conversation exactly once, in the order of the records as far as packing allows."""
@@ -125,7 +148,7 @@ class BatchLoader:
             rows: list[list[EncodedConversation]] = [[] for _ in places]
             for number, dataset in enumerate(self._datasets):
                 mine = [index for index, (source, _) in enumerate(places) if source == number]
-                chosen = [dataset.rows.row(row_at(len(dataset.rows), seed, places[index][1])) for index in mine]
+                chosen = [dataset.training_row(seed, places[index][1]) for index in mine]
                 for index, row in zip(mine, dataset.load(chosen), strict=True):
                     rows[index] = row
             return collate(rows, local)

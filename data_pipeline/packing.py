@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipeline.batch import RowSize
 
-WINDOW = 4096
+WINDOW = 2048
 """Conversations that are packed together; larger fills rows slightly better and takes longer."""
 
 MIXTURE_BLOCK = 1000
@@ -22,6 +22,13 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def shuffled(self, rng: np.random.Generator) -> "Rows":
+        """The same rows in another order."""
+        chosen = rng.permutation(len(self))
+        sizes = np.diff(self.starts)[chosen]
+        order = np.concatenate([np.zeros(0, np.int64), *(self.row(index) for index in chosen)])
+        return Rows(order, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]))
 
     def row(self, index: int) -> np.ndarray:
         """The conversations of one row."""
@@ -60,17 +67,6 @@ def _first_fit(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
         while first_open < used and free[first_open, 0] < smallest:
             first_open += 1
     return row_of
-
-
-def row_at(num_rows: int, seed: int, position: int) -> int:
-    """The row at a position of the endless training order: every epoch is another permutation of all rows."""
-    epoch, offset = divmod(position, num_rows)
-    return int(_permutation(num_rows, seed, epoch)[offset])
-
-
-@functools.lru_cache(maxsize=8)  # neighbouring positions share an epoch
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(num_rows)
 
 
 @functools.lru_cache(maxsize=8)

@@ -145,7 +145,7 @@ def _loader(
                 f"{folder} holds graphs with feature cardinalities {reader.vocabulary}, but config.model.graph_encoder "
                 f"has {vocabulary}"
             )
-        dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row, seed=config.seed)
+        dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row)
         skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
         print(f"{split}: {folder}: {len(dataset):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}")
         datasets.append(dataset)
