@@ -4,7 +4,8 @@
 
 featurize_per_second: molecules a second on one core, all features, median of several passes.
 worker_scaling: how much faster `prepare`'s workers make the shards with two processes than with one.
-feed_tokens_per_second: records to `Batch`, as training reads them (tokens that are not padding), median.
+feed_tokens_per_second: records to `Batch` (tokens that are not padding), read and encoded each time, median; beside it
+the same for a data set that is small enough to be kept in memory.
 fill_ratio: token slots that hold a token, packed; beside it what padding would fill.
 rss_growth_mb: growth of this process' memory over the last `--epochs` epochs of the feed.
 """
@@ -21,7 +22,7 @@ import numpy as np
 import psutil
 from etils import epath
 
-from data_pipeline import shards
+from data_pipeline import loader, shards
 from data_pipeline.batch import BatchShape, RowSize
 from data_pipeline.jobs import Settings, prepare
 from data_pipeline.loader import BatchLoader, EncodedRecords, PackedDataset
@@ -79,8 +80,9 @@ def worker_scaling(smiles: list[str], repeats: int) -> float:
     return statistics.median(ratios)
 
 
-def feed(folder: Path, epochs: int) -> dict[str, Any]:
-    """Speed, fill and memory of the training feed."""
+def feed(folder: Path, epochs: int, kept_in_memory: int) -> dict[str, Any]:
+    """Speed, fill and memory of the training feed; `kept_in_memory` is loader.KEPT_IN_MEMORY for it."""
+    loader.KEPT_IN_MEMORY = kept_in_memory
     manifest = read_manifest(folder)
     encoder = PromptEncoder(load_tokenizer(folder / "tokenizer"), 28, **manifest["prompt"])
     budgets = manifest["suggested"]
@@ -136,7 +138,9 @@ def main() -> None:
         start = time.perf_counter()
         manifest = prepare({None: [options.input]}, Path(folder) / "data", settings)
         result["prepare_rows_per_second"] = round(manifest["rows"] / (time.perf_counter() - start))
-        result |= feed(Path(folder) / "data", options.epochs)
+        in_memory = feed(Path(folder) / "data", 5, loader.KEPT_IN_MEMORY)["feed_tokens_per_second"]
+        result |= feed(Path(folder) / "data", options.epochs, 0)
+        result["feed_from_memory_tokens_per_second"] = in_memory
     for name, value in result.items():
         print(f"{name}: {value}")
     if options.json:

@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.lengths import token_lengths
 from data_pipeline.packing import Rows, pack_rows, source_at
 from data_pipeline.prompt import PromptEncoder, truncate
-from data_pipeline.records import Record, RecordReader
+from data_pipeline.records import RecordReader
 
 
 class Source(Protocol):
@@ -31,6 +31,10 @@ class Source(Protocol):
         """The conversations at these positions."""
 
 
+KEPT_IN_MEMORY = 20_000
+"""Splits of at most so many conversations (some 100 MB) are read and encoded only once."""
+
+
 class EncodedRecords:
     """The records of one split, encoded when they are read; see Source."""
 
@@ -39,11 +43,15 @@ class EncodedRecords:
         self._encoder = encoder
         self.sizes = reader.sizes
         self.lengths = token_lengths(reader, encoder)
+        self._kept: dict[int, EncodedConversation] = {}
 
     def load(self, indices: np.ndarray) -> list[EncodedConversation]:
         """See Source."""
-        records: list[Record] = self._reader.fetch(indices)
-        return self._encoder.encode(records)
+        missing = [index for index in indices.tolist() if index not in self._kept]
+        loaded = dict(zip(missing, self._encoder.encode(self._reader.fetch(missing)), strict=True))
+        if len(self._reader) <= KEPT_IN_MEMORY:
+            self._kept |= loaded
+        return [loaded[index] if index in loaded else self._kept[index] for index in indices.tolist()]
 
 
 class PackedDataset:
