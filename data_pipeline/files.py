@@ -7,6 +7,7 @@ megabytes cost the rows they hit and no others.
 import csv
 import gzip
 import json
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def read_rows(path: Path) -> Iterator[Row | BadRow]:
         for row in reader(path):
             empty = False
             yield row
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     if empty:
         raise DataError(f"{path}: no rows")
@@ -145,7 +146,7 @@ def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
 
 

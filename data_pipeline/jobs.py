@@ -163,11 +163,8 @@ def prepare_records(
 
         def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
             del download_config
-            for split, group in by_split.items():
-                path = shards.shard_path(work, 0, split)
-                examples = [serialize(record, vocabulary) for record in group]
-                shards.write_record_file(path, examples, settings.file_format)
-            shards.write_text(work / "shards" / f"{0:06}.json", json.dumps({"sizes": sizes, "rejected": []}))
+            serialized = {s: [serialize(record, vocabulary) for record in group] for s, group in by_split.items()}
+            shards.write_shard(work, 0, shards.Shard(serialized, sizes, []), settings.file_format)
             return work, [0]
 
         manifest = {**identity, "rows": sum(map(len, sizes.values()))}
@@ -354,7 +351,7 @@ def _finish(
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     _remove(partial / "records" / "downloads")  # TFDS makes it, though nothing is downloaded
     with (partial / "sizes.npz").open("wb") as file:
-        np.savez(file, **sizes)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **sizes)
     manifest |= {
         "task": settings.task,
         "file_format": settings.file_format,

@@ -29,7 +29,7 @@ from data_pipeline.corpus import murcko_scaffold
 from data_pipeline.errors import RowError, WorkerError
 from data_pipeline.files import BadRow
 from data_pipeline.molecule import InvalidMoleculeError
-from data_pipeline.records import featurized, record_size, serialize
+from data_pipeline.records import featurized, record_features, record_size, serialize
 from data_pipeline.tasks import TASKS, Columns
 
 MAX_DETAIL = 10_000
@@ -112,7 +112,7 @@ def shard_path(work: epath.Path, chunk: int, split: str) -> epath.Path:
 
 
 def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
-    """What `process_chunk` left of a chunk: {"sizes": {split: [...]}, "rejected": [...]}; None if it is not done."""
+    """What `write_shard` left of a chunk: {"sizes": {split: [...]}, "rejected": [...]}; None if it is not done."""
     path = work / "shards" / f"{chunk:06}.json"
     if not path.exists():
         return None
@@ -121,14 +121,18 @@ def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
     return outcome if done else None
 
 
-def process_chunk(
-    job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None] = lambda index: None
-) -> None:
-    """Makes the shards of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
+class Shard(NamedTuple):
+    """The records of a chunk, by split: serialised, and their sizes; and what was rejected."""
+
+    serialized: dict[str, list[bytes]]
+    sizes: dict[str, list[tuple[int, int, int, int]]]
+    rejected: list[Rejected]
+
+
+def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None]) -> Shard:
+    """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
     work = epath.Path(job.work)
-    sizes: dict[str, list[tuple[int, ...]]] = {}
-    serialized: dict[str, list[bytes]] = {}
-    rejected: list[Rejected] = []
+    serialized, sizes, rejected = shard = Shard({}, {}, [])
     readers = [TASKS[job.task](found, job.columns) for found in job.found]
     for index, line in enumerate(rows_path(work, chunk).read_text().splitlines()):
         on_row(index)
@@ -156,9 +160,15 @@ def process_chunk(
             split = cut.split or ("validation" if _is_held_out(conversation, job.validation_fraction) else "train")
             serialized.setdefault(split, []).append(serialize(record))
             sizes.setdefault(split, []).append(record_size(record))
-    for split, examples in serialized.items():
-        write_record_file(shard_path(work, chunk, split), examples, job.file_format)
-    write_text(work / "shards" / f"{chunk:06}.json", json.dumps({"sizes": sizes, "rejected": rejected}))
+    return shard
+
+
+def write_shard(work: epath.Path, chunk: int, shard: Shard, file_format: str) -> None:
+    """Writes a chunk's records, then the sign that it is done."""
+    for split, examples in shard.serialized.items():
+        write_record_file(shard_path(work, chunk, split), examples, file_format)
+    outcome = {"sizes": shard.sizes, "rejected": shard.rejected}
+    write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
 
 
 def write_record_file(path: epath.Path, examples: list[bytes], file_format: str) -> None:
@@ -309,6 +319,7 @@ def _serve(row_file: int) -> None:
     """The worker process: a task a line on standard input, answers as JSON lines on standard output."""
     parent = os.getppid()
     current_row = mmap.mmap(row_file, _ROW.size)
+    record_features()  # its imports shall not count as the first row's time
     with os.fdopen(os.dup(1), "w", buffering=1) as channel:
         os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
         for line in sys.stdin:
@@ -329,11 +340,12 @@ def _serve(row_file: int) -> None:
 
             skip = {int(index): reason for index, reason in task["skip"].items()}
             try:
-                process_chunk(job, task["chunk"], skip, on_row)
+                shard = make_shard(job, task["chunk"], skip, on_row)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                write_shard(epath.Path(job.work), task["chunk"], shard, job.file_format)
                 answer: dict[str, Any] = {"rows": rows, "done": True}
             except OSError as error:
                 answer = {"error": f"cannot write to {job.work}: {error.strerror or error}"}
-            signal.setitimer(signal.ITIMER_PROF, 0)
             channel.write(json.dumps(answer) + "\n")
 
 

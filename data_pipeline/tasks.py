@@ -162,15 +162,15 @@ def instruction_reader(found: Sequence[str], columns: Columns) -> RowReader:
     Or LLaMo's own layout, {"smiles", "instruction": str or list of messages, "output"}; one `<graph>` in the first
     question says where the graph stands.
     """
-    names = {name.lower() for name in found}
-    if columns.text is None and "messages" not in names and {"instruction", "output"} <= names:
-        return lambda row: [_llamo_record(row, columns.smiles or "smiles")]
+    names = {name.lower(): name for name in found}
+    if columns.smiles:
+        smiles = _pick(found, columns.smiles, (), "--smiles_column")
+    else:
+        smiles = next((names[name] for name in _SMILES if name in names), "smiles")
+    if columns.text is None and "messages" not in names and {"instruction", "output"} <= set(names):
+        return lambda row: [_llamo_record(row, smiles)]
     column = _pick(found, columns.text, ("messages",), "--text_column")
-
-    def read(row: Row) -> list[Conversation]:
-        return [Conversation(_smiles_list(row.get(columns.smiles or "smiles")), _messages(row[column]))]
-
-    return read
+    return lambda row: [Conversation(_smiles_list(row.get(smiles)), _messages(row.get(column)))]
 
 
 TASKS: dict[str, Callable[[Sequence[str], Columns], RowReader]] = {

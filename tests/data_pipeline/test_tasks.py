@@ -12,9 +12,9 @@ from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.tasks import TASKS, Columns, components
 
 
-def conversations(task, path, columns=Columns(), limit=300):  # noqa: B008 - immutable
+def conversations(task, path, columns=None, limit=300):
     rows = list(itertools.islice(read_rows(path), limit))
-    reader = TASKS[task](list(rows[0]), columns)
+    reader = TASKS[task](list(rows[0]), columns or Columns())
     found, refused = [], []
     for row in rows:
         try:
@@ -107,6 +107,15 @@ def test_generation_shows_no_graph():
         reader({"SMILES": "C1", "description": "Broken."})
 
 
+def test_the_smiles_column_of_conversations_is_found():
+    row = {"SMILES": "C", "messages": TURNS}
+    (guessed,) = TASKS["instruction"](list(row), Columns())(row)
+    (named,) = TASKS["instruction"](list(row), Columns(smiles="smiles"))(row)
+    assert guessed.smiles == named.smiles == ("C",)
+    with pytest.raises(DataError, match="no column 'structure'"):
+        TASKS["instruction"](list(row), Columns(smiles="structure"))
+
+
 def test_records_in_the_original_layout():
     reader = TASKS["instruction"](["smiles", "instruction", "output"], Columns())
     (plain,) = reader({"smiles": "C", "instruction": "What is it?", "output": "Methane."})
@@ -125,6 +134,7 @@ TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
     ("row", "reason"),
     [
         ({"messages": "x"}, "messages are not a list"),
+        ({"text": "a row without messages"}, "messages are not a list"),
         ({"messages": [{"role": "user"}]}, "without content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no answer"),
