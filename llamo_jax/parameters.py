@@ -5,8 +5,13 @@ A path joins attribute names with "/", for example "language_model/layers/query/
 
 from collections.abc import Iterator, Mapping
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
+
+from llamo_jax import sharding
 
 
 class WeightsError(ValueError):
@@ -44,6 +49,26 @@ def check_names(expected: set[str], given: Mapping[str, object]) -> None:
     missing, unexpected = sorted(expected - set(given)), sorted(set(given) - expected)
     if missing or unexpected:
         raise WeightsError(f"weights do not fit the model; missing: {missing}; unexpected: {unexpected}")
+
+
+def abstract_arrays(
+    variables: nnx.State, frozen_dtype: str, mesh: Mesh, trained: Mapping[str, bool]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape, dtype and sharding of every variable of a `LLaMo`: its language model's frozen weights in `frozen_dtype`.
+
+    trained: path → whether it is trained; paths that are absent are frozen.
+    """
+    shardings = {
+        path_name(path): variable.get_value()
+        for path, variable in _variables(sharding.parameter_shardings(variables, mesh))
+    }
+    result = {}
+    for path, variable in _variables(variables):
+        name = path_name(path)
+        frozen = name.startswith("language_model/") and not trained.get(name, False)
+        dtype = jnp.dtype(frozen_dtype) if frozen else variable.dtype
+        result[name] = jax.ShapeDtypeStruct(variable.shape, dtype, sharding=shardings[name])
+    return result
 
 
 def _variables(state: nnx.State) -> Iterator[tuple[tuple, nnx.Variable]]:

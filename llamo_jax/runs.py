@@ -21,9 +21,10 @@ from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import sharding
 from llamo_jax.config import Config, ConfigError, from_dict
 from llamo_jax.generation.generator import Generator
+from llamo_jax.models.definition import Arrays, ModelDefinition
 from llamo_jax.parameters import WeightsError
 from llamo_jax.training import checkpoints, loop
-from llamo_jax.training.step import Arrays, ModelDefinition, TrainState
+from llamo_jax.training.step import TrainState
 
 UserError = (
     ConfigError,

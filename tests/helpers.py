@@ -105,7 +105,7 @@ def batch(shards: int = 1, row: RowSize = ROW) -> Batch:
 
 def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:
     """A model's definition and randomised arrays: also biases, norms, statistics and adapters are not trivial."""
-    from llamo_jax.training.model import define_model
+    from llamo_jax.models.definition import define_model
 
     arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
     keys = jax.random.split(jax.random.key(seed + 1), len(arrays))

@@ -11,8 +11,9 @@ from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import sharding
 from llamo_jax.config import MeshConfig
 from llamo_jax.generation.generator import Generator
+from llamo_jax.models.definition import define_model
+from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training import checkpoints
-from llamo_jax.training.model import abstract_arrays, define_model
 
 
 class Assistant:
@@ -27,7 +28,7 @@ class Assistant:
         config = checkpoints.read_config(checkpoint_dir)
         definition = define_model(config.model)
         mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
-        abstract = abstract_arrays(definition, config.model, mesh, trained={})
+        abstract = abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained={})
         arrays, _ = checkpoints.load_weights(checkpoint_dir, abstract)
         tokenizer = load_tokenizer(Path(checkpoint_dir) / "tokenizer")
         prompt = config.prompt

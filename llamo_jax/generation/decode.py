@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
 from llamo_jax.models import KVCache
+from llamo_jax.models.definition import Arrays, ModelDefinition
 from llamo_jax.models.llama import causal_mask
-from llamo_jax.training.step import Arrays, ModelDefinition
 
 PROMPT_BUCKET = 64
 """Prompt lengths are padded to multiples of this, so that few programs are compiled."""

@@ -8,7 +8,7 @@ from data_pipeline.conversation import Conversation
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, featurized
 from llamo_jax.generation.decode import collate_prompts, greedy
-from llamo_jax.training.step import Arrays, ModelDefinition
+from llamo_jax.models.definition import Arrays, ModelDefinition
 
 MAX_BATCH = 64
 """Prompts decoded at a time; more are done in several batches."""

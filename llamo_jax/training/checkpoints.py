@@ -21,7 +21,8 @@ from jax import Array
 from orbax.checkpoint import v1 as ocp
 
 from llamo_jax.config import Config, from_dict, to_dict
-from llamo_jax.training.step import Arrays, TrainState
+from llamo_jax.models.definition import Arrays
+from llamo_jax.training.step import TrainState
 
 
 class CheckpointError(ValueError):

@@ -18,9 +18,9 @@ from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
 from llamo_jax import parameters, sharding
 from llamo_jax.config import Config, ConfigError
+from llamo_jax.models.definition import Arrays, ModelDefinition, define_model, initial_arrays, statistics_names
 from llamo_jax.training import checkpoints, metrics
-from llamo_jax.training.model import abstract_arrays, define_model, initial_arrays, statistics_names
-from llamo_jax.training.step import Arrays, ModelDefinition, TrainState, make_eval_step, make_train_step
+from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
 from llamo_jax.training.trainable import (
     describe_trainable,
     learning_rate_schedule,
@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     print(describe_trainable({name: variables[name] for name in trained}, trained))
 
     trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
-    abstract = abstract_arrays(definition, config.model, mesh, trained)
+    abstract = parameters.abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained)
     optimizer = make_optimizer(settings)
     abstract_state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
     train_step = make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed)

@@ -1,6 +1,5 @@
 """The train step and the evaluation step, as pure functions of flat parameter mappings."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from data_pipeline.batch import Batch
 from llamo_jax import parameters
 from llamo_jax.models import LLaMo
-
-Arrays = dict[str, Array]
+from llamo_jax.models.definition import Arrays, ModelDefinition
 
 
 class TrainState(NamedTuple):
@@ -28,19 +26,6 @@ class TrainState(NamedTuple):
     trained: Arrays
     statistics: Arrays
     optimizer: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModelDefinition:
-    """A model without values: its graph definition and abstract variables; equal to itself alone, so hashable."""
-
-    graphdef: nnx.GraphDef
-    variables: nnx.State
-
-    def merge(self, *arrays: Arrays) -> LLaMo:
-        """The model with the given variables; inside jit, so that nothing is copied."""
-        state = parameters.unflatten(self.variables, {name: x for part in arrays for name, x in part.items()})
-        return nnx.merge(self.graphdef, state)
 
 
 def make_train_step(

@@ -18,7 +18,7 @@ from llamo_jax.apps.assistant import Assistant
 from llamo_jax.evaluation.functional_groups import score_groups
 from llamo_jax.generation.decode import collate_prompts, greedy
 from llamo_jax.models import LLaMo
-from llamo_jax.training.model import define_model
+from llamo_jax.models.definition import define_model
 from tests import helpers
 
 

@@ -21,8 +21,9 @@ from data_pipeline.loader import BatchLoader
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
+from llamo_jax.models.definition import define_model, initial_arrays, statistics_names
+from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training import checkpoints
-from llamo_jax.training.model import abstract_arrays, define_model, initial_arrays, statistics_names
 from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
 from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
 from tests import helpers
@@ -125,7 +126,7 @@ def test_sharded_step_equals_one_device(mesh_config):
     expected, expected_metrics = step(state, frozen, stacked(helpers.batch()))
     definition, step, state, frozen = start(config, ((".*", True),))
     mesh = sharding.make_mesh(mesh_config)
-    abstract = abstract_arrays(definition, config, mesh, {})
+    abstract = abstract_arrays(definition.variables, config.frozen_dtype, mesh, {})
 
     def place(arrays):
         return {name: jax.device_put(x, abstract[name].sharding) for name, x in arrays.items()}
@@ -153,7 +154,9 @@ def test_initial_arrays_do_not_depend_on_the_mesh():
     arrays = []
     for mesh_config in (MeshConfig(8, 1, 1), MeshConfig(1, 4, 2)):
         mesh = sharding.make_mesh(mesh_config)
-        arrays.append(initial_arrays(config, abstract_arrays(definition, config, mesh, {}), seed=0))
+        arrays.append(
+            initial_arrays(config, abstract_arrays(definition.variables, config.frozen_dtype, mesh, {}), seed=0)
+        )
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, arrays))
     assert checkpoints.digest(arrays[0]) == checkpoints.digest(arrays[1])
     name = "projector/norm/bias"
@@ -269,7 +272,7 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
     assert set(state.trained) == {name for name in state.trained if "lora" in name or name.startswith("projector/")}
     definition = define_model(second.model)
     mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
-    abstract = abstract_arrays(definition, second.model, mesh, {})
+    abstract = abstract_arrays(definition.variables, second.model.frozen_dtype, mesh, {})
     arrays, step = checkpoints.load_weights(tmp_path / "stage2", abstract)
     assert step == 6
     assert set(arrays) == set(abstract)

@@ -1,19 +1,32 @@
 """Building a model's definition, and creating its arrays already sharded."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax import Array
 
-from llamo_jax import parameters, sharding
+from llamo_jax import parameters
 from llamo_jax.config import ModelConfig
-from llamo_jax.models import LLaMo
-from llamo_jax.training.step import Arrays, ModelDefinition
+from llamo_jax.models.llamo import LLaMo
 
-LANGUAGE_MODEL = "language_model/"
+Arrays = dict[str, Array]
+"""Path → array; see llamo_jax.parameters."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelDefinition:
+    """A model without values: its graph definition and abstract variables; equal to itself alone, so hashable."""
+
+    graphdef: nnx.GraphDef
+    variables: nnx.State
+
+    def merge(self, *arrays: Arrays) -> LLaMo:
+        """The model with the given variables; inside jit, so that nothing is copied."""
+        state = parameters.unflatten(self.variables, {name: x for part in arrays for name, x in part.items()})
+        return nnx.merge(self.graphdef, state)
 
 
 def define_model(config: ModelConfig) -> ModelDefinition:
@@ -25,26 +38,6 @@ def statistics_names(definition: ModelDefinition) -> set[str]:
     """Paths of BatchNorm's running statistics."""
     variables = nnx.to_flat_state(definition.variables)
     return {parameters.path_name(path) for path, variable in variables if isinstance(variable, nnx.BatchStat)}
-
-
-def abstract_arrays(
-    definition: ModelDefinition, config: ModelConfig, mesh: Mesh, trained: Mapping[str, bool]
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of every array: frozen weights of the language model in `frozen_dtype`.
-
-    trained: path → whether it is trained; paths that are absent are frozen.
-    """
-    shardings = {
-        parameters.path_name(path): variable.get_value()
-        for path, variable in nnx.to_flat_state(sharding.parameter_shardings(definition.variables, mesh))
-    }
-    result = {}
-    for path, variable in nnx.to_flat_state(definition.variables):
-        name = parameters.path_name(path)
-        frozen = name.startswith(LANGUAGE_MODEL) and not trained.get(name, False)
-        dtype = jnp.dtype(config.frozen_dtype) if frozen else variable.dtype
-        result[name] = jax.ShapeDtypeStruct(variable.shape, dtype, sharding=shardings[name])
-    return result
 
 
 def initial_arrays(config: ModelConfig, abstract: Mapping[str, Any], seed: int) -> Arrays:
