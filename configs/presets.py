@@ -47,6 +47,7 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: 
         "rms_norm_eps": 1e-5,
         "qkv_bias": False,
         "tie_embeddings": False,
+        "sliding_window": None,
         **changes,
     }
 

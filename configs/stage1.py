@@ -40,10 +40,14 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "train": {
                 "steps": sizes.stage1_steps,
                 "accumulate": 1,
+                "schedule": "warmup_cosine",
                 "learning_rate": 3e-3 if from_scratch else 1e-4,
                 "final_learning_rate": 1e-4 if from_scratch else 1e-5,
                 "warmup_steps": sizes.warmup_steps,
+                "initial_learning_rate": 5e-7,
+                "steps_per_epoch": 1000,
                 "weight_decay": 0.05,
+                "decay": "kernels",
                 "adam_b1": 0.9,
                 "adam_b2": 0.98 if from_scratch else 0.999,
                 "clip": 1.0,
@@ -52,6 +56,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "checkpoint_every": 200,
                 "keep_checkpoints": 2,
                 "trainable": _EVERYTHING if from_scratch else _GRAPH_SIDE,
+                "train_token_embedding": False,
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
         }

@@ -77,6 +77,7 @@ class DecoderConfig:
     rms_norm_eps: float
     qkv_bias: bool
     tie_embeddings: bool
+    sliding_window: int | None  # positions that a token may look back; longer rows are refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +134,14 @@ class TrainConfig:
 
     steps: int
     accumulate: int  # batches per optimizer step
+    schedule: str  # warmup_cosine, or per_epoch_cosine as in the original: see trainable.learning_rate_schedule
     learning_rate: float  # peak
     final_learning_rate: float
     warmup_steps: int
+    initial_learning_rate: float  # of per_epoch_cosine's warm-up
+    steps_per_epoch: int  # of per_epoch_cosine
     weight_decay: float
+    decay: str  # what weight decay applies to: kernels (and embeddings), or all as in the original
     adam_b1: float
     adam_b2: float
     clip: float | None  # global gradient norm; None: no clipping
@@ -145,6 +150,7 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
     trainable: tuple[tuple[str, bool], ...]  # ordered (pattern, trained) rules over parameter paths
+    train_token_embedding: bool  # whatever the rules say; the original does in stage 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,9 @@ from jax.sharding import Mesh
 
 from llamo_jax import sharding
 
+Arrays = dict[str, Array]
+"""Path → array."""
+
 
 class WeightsError(ValueError):
     """Weights that do not fit a model: missing, unexpected or mis-shaped; the message lists the names."""

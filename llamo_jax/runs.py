@@ -19,10 +19,10 @@ from data_pipeline.records import RecordReader, read_manifest
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import sharding
-from llamo_jax.config import Config, ConfigError, from_dict
+from llamo_jax.config import Config, ConfigError, from_dict, to_dict
 from llamo_jax.generation.generator import Generator
-from llamo_jax.models.definition import Arrays, ModelDefinition
-from llamo_jax.parameters import WeightsError
+from llamo_jax.models.definition import ModelDefinition
+from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import checkpoints, loop
 from llamo_jax.training.step import TrainState
 
@@ -58,7 +58,7 @@ def train(config: Config, workdir: Path) -> TrainState:
     _use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
     if config.init_from:
-        checkpoints.read_config(config.init_from)  # before anything takes time
+        _check_base(config)  # before anything takes time
     _create_workdir(workdir, config)
     sources = _data_folders(config)
     encoder = _encoder(config, load_tokenizer(_tokenizer_folder(config, sources)))
@@ -180,6 +180,20 @@ def _create_workdir(workdir: Path, config: Config) -> None:
         raise DataError(f"the workdir {workdir} is not writable")
     if (workdir / "config.json").exists() and checkpoints.read_config(workdir).model != config.model:
         raise ConfigError(f"{workdir} holds a run with another config.model; choose another --workdir or remove it")
+
+
+def _check_base(config: Config) -> None:
+    """Raises ConfigError if what the run starts from is another model: shapes alone would not tell."""
+    base, _ = checkpoints.read_model_config(config.init_from)
+    for part in ("graph_encoder", "projector", "language_model", *(("lora",) if base.lora.rank else ())):
+        theirs, ours = to_dict(getattr(base, part)), to_dict(getattr(config.model, part))
+        differ = [
+            f"{name}={ours[name]!r} (there {theirs[name]!r})"
+            for name in ours
+            if name != "dropout" and ours[name] != theirs[name]
+        ]
+        if differ:
+            raise ConfigError(f"config.model.{part} is not that of config.init_from: {', '.join(differ)}")
 
 
 def _use_compilation_cache() -> None:

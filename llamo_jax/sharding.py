@@ -39,6 +39,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def single_device_mesh() -> Mesh:
+    """A mesh of the first device alone."""
+    return jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+
+
 def batch_shards(mesh: Mesh) -> int:
     """S: over how many parts the rows of a batch are divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

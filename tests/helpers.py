@@ -1,8 +1,5 @@
 """What several tests need: small models, asymmetric batches, golden files as our types."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +39,7 @@ def model_config(
         "rms_norm_eps": 1e-5,
         "qkv_bias": False,
         "tie_embeddings": False,
+        "sliding_window": None,
     }
     return ModelConfig(
         graph_encoder=GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, graph_width, 5, 0.0),
@@ -120,46 +118,3 @@ def load(module: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
     """The module with these arrays, strictly."""
     graphdef, state = nnx.split(module)
     return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
-
-
-def golden_config(golden: Path, variant: str, lora_rank: int = 0) -> ModelConfig:
-    """The configuration of the original's model with the language model lm_{variant}."""
-    hf = json.loads((golden / f"lm_{variant}" / "config.json").read_text())
-    return ModelConfig(
-        graph_encoder=GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, 300, 5, 0.0),
-        projector=ProjectorConfig(MOTIF_FEATURES, 4, 4, 4, 6, 1e-5, share_level_attention=True),
-        language_model=DecoderConfig(
-            vocab_size=hf["vocab_size"],
-            width=hf["hidden_size"],
-            num_layers=hf["num_hidden_layers"],
-            num_heads=hf["num_attention_heads"],
-            num_kv_heads=hf["num_key_value_heads"],
-            head_width=hf["hidden_size"] // hf["num_attention_heads"],
-            mlp_width=hf["intermediate_size"],
-            rope_theta=hf["rope_theta"],
-            rope_scaling=None,
-            rms_norm_eps=hf["rms_norm_eps"],
-            qkv_bias=False,
-            tie_embeddings=False,
-        ),
-        lora=LoRAConfig(lora_rank, 32.0, 0.05, ("query", "value")),
-        compute_dtype="float32",
-        frozen_dtype="float32",
-        remat="none",
-        loss_chunk=10_000,
-    )
-
-
-def golden_graphs(arrays: dict, prefix: str = "") -> list[GraphArrays]:
-    """The molecules of a golden npz file (see its README for the layout)."""
-    owner, motif_ptr = arrays[f"{prefix}batch"], arrays[f"{prefix}motif_ptr"]
-    edge_index = arrays[f"{prefix}edge_index"]
-    graphs = []
-    for index in range(len(motif_ptr) - 1):
-        atoms = np.flatnonzero(owner == index)
-        edges = np.flatnonzero(owner[edge_index[0]] == index)
-        local = (edge_index[:, edges] - atoms[0]).astype(np.int32)
-        motifs = arrays[f"{prefix}motif"][motif_ptr[index] : motif_ptr[index + 1]]
-        bonds = arrays[f"{prefix}edge_attr"][edges]
-        graphs.append(GraphArrays(arrays[f"{prefix}x"][atoms], bonds, local[0], local[1], motifs))
-    return graphs

@@ -24,17 +24,22 @@ class Assistant:
 
     @classmethod
     def load(cls, checkpoint_dir: str | os.PathLike, *, max_new_tokens: int = 128) -> "Assistant":
-        """From a run's workdir; raises CheckpointError if it is none, or the run it started from changed."""
-        config = checkpoints.read_config(checkpoint_dir)
-        definition = define_model(config.model)
+        """From a run's workdir or a model folder; raises CheckpointError if it is none or not whole.
+
+        A run that started from another is whole only as long as that one is unchanged.
+        """
+        model, prompt = checkpoints.read_model_config(checkpoint_dir)
+        if prompt is None:
+            raise checkpoints.CheckpointError(f"{checkpoint_dir} does not say how prompts are written (config.json)")
+        definition = define_model(model)
         mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
-        abstract = abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained={})
+        abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
         arrays, _ = checkpoints.load_weights(checkpoint_dir, abstract)
+        missing = sorted(set(abstract) - set(arrays))
+        if missing:
+            raise checkpoints.CheckpointError(f"{checkpoint_dir} is not a whole model; it lacks {missing}")
         tokenizer = load_tokenizer(Path(checkpoint_dir) / "tokenizer")
-        prompt = config.prompt
-        encoder = PromptEncoder(
-            tokenizer, config.model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles
-        )
+        encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
         return cls(Generator(definition, arrays, encoder, max_new_tokens=max_new_tokens))
 
     def ask(self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()) -> str:

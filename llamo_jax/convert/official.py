@@ -1,176 +1,213 @@
-"""Names and layouts of the original LLaMo (PyTorch) and of Hugging Face's LLaMA, mapped to this model's paths.
+"""Checkpoints of the original LLaMo (a Lightning file of everything) and of MoleculeSTM (the graph encoder).
 
-Each function takes tensors by their torch names and returns flat parameters by path (see llamo_jax.parameters).
-Torch's linear weights are [out, in] and are transposed; per-layer tensors are stacked along a leading axis.
+Torch files are read with `weights_only=True` and mapped, not loaded (extra `[convert]`).
 """
 
+import dataclasses
+import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from llamo_jax.config import ModelConfig
+from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
+from llamo_jax.config import ConfigError, DecoderConfig, GraphEncoderConfig, LoRAConfig, ProjectorConfig, from_dict
+from llamo_jax.convert.huggingface import NO_LORA, decoder_config, read_json, without_dead
+from llamo_jax.convert.names import (
+    below,
+    decoder_shapes,
+    encoder_shapes,
+    from_torch,
+    graph_encoder_rules,
+    language_model_rules,
+    lora_rules,
+    projector_rules,
+    projector_shapes,
+)
 from llamo_jax.parameters import WeightsError
+from llamo_jax.weights import Lazy, Weights, finite, read_file
 
-_LLAMA_LINEARS = {
-    "self_attn.q_proj": "query",
-    "self_attn.k_proj": "key",
-    "self_attn.v_proj": "value",
-    "self_attn.o_proj": "output",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-}
-_LLAMA_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
+DEAD = (
+    r"ln_graph_model\.(weight|bias)",  # its result is thrown away
+    r"graph_model\..*\.num_batches_tracked",  # counters that nothing reads
+)
+"""Tensors of a Lightning checkpoint that nothing depends on; any other that is left over is an error."""
 
+LORA = LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=("query", "value"))
+"""The original's adapters: written into its code, whatever its command line said."""
 
-class Tensors:
-    """Tensors by name, each of which must be used exactly once."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray]):
-        self._tensors = dict(tensors)
-
-    def take(self, name: str) -> np.ndarray:
-        """The tensor of that name; raises WeightsError if there is none, or it was taken before."""
-        if name not in self._tensors:
-            raise WeightsError(f"missing tensor {name!r}")
-        return self._tensors.pop(name)
-
-    def linear(self, name: str, path: str, bias: bool = True) -> dict[str, np.ndarray]:
-        """Weight and bias of a torch Linear as kernel and bias."""
-        found = {f"{path}/kernel": self.take(f"{name}.weight").T}
-        if bias:
-            found[f"{path}/bias"] = self.take(f"{name}.bias")
-        return found
-
-    def drop(self, pattern: str) -> None:
-        """Forgets the tensors whose whole name matches: known to be unused."""
-        self._tensors = {name: t for name, t in self._tensors.items() if not re.fullmatch(pattern, name)}
-
-    def finish(self) -> None:
-        """Raises WeightsError if a tensor was not used."""
-        if self._tensors:
-            raise WeightsError(f"unexpected tensors {sorted(self._tensors)}")
+GRAPH_ENCODER = GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, width=300, num_layers=5, dropout=0.0)
+"""MoleculeSTM's and LLaMo's."""
 
 
-def graph_encoder(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """`GNN_graphpred.state_dict()` (names "molecule_node_model.…") as parameters of `GINEncoder`.
+PROJECTOR = ProjectorConfig(
+    motif_features=MOTIF_FEATURES,
+    num_motif_queries=4,
+    num_level_queries=4,
+    num_heads=4,
+    depth=6,
+    layer_norm_eps=1e-5,
+    share_level_attention=True,
+)
+"""The original's: its code shares one attention between the levels, which its paper does not say."""
 
-    Encoders from OGB before 1.3.6 have four chirality rows; the fifth (non-tetrahedral, unknown there) becomes zeros.
+GRAPH_CONFIG = "graph_config.json"
+"""Configuration of a graph encoder and a projector, beside their safetensors files."""
+
+
+def graph_configs(graph_encoder: Path | None, projector: Path | None) -> tuple[GraphEncoderConfig, ProjectorConfig]:
+    """The configurations of these files: from GRAPH_CONFIG beside them, else the paper's.
+
+    The paper's projector has an attention for each level, unless the file shows that it has one for all.
     """
-    source = Tensors(tensors)
-    gin = config.graph_encoder
-    root = "molecule_node_model"
-    tables = []
-    for index, rows in enumerate(gin.atom_cardinalities):
-        table = source.take(f"{root}.atom_encoder.atom_embedding_list.{index}.weight")
-        if index == 1 and len(table) == rows - 1:
-            table = np.pad(table, ((0, 1), (0, 0)))
-        tables.append(table)
-    per_layer = []
-    for layer in range(gin.num_layers):
-        conv, bonds = f"{root}.gnns.{layer}", f"{root}.gnns.{layer}.bond_encoder.bond_embedding_list"
-        bond_tables = [source.take(f"{bonds}.{i}.weight") for i in range(len(gin.bond_cardinalities))]
-        per_layer.append(
-            {
-                "bond_embedding/table": np.concatenate(bond_tables),
-                "eps": source.take(f"{conv}.eps").reshape(()),
-                **source.linear(f"{conv}.mlp.0", "hidden"),
-                **_batch_norm(source, f"{conv}.mlp.1", "inner_norm"),
-                **source.linear(f"{conv}.mlp.3", "out"),
-                **_batch_norm(source, f"{root}.batch_norms.{layer}", "outer_norm"),
-            }
-        )
-    source.drop(r".*\.num_batches_tracked")
-    source.finish()
-    return {"atom_embedding/table": np.concatenate(tables), **_prefixed("layers/", _stacked(per_layer))}
+    for file in (graph_encoder, projector):
+        if file and (path := file.parent / GRAPH_CONFIG).is_file():
+            content = read_json(path)
+            try:
+                return (
+                    from_dict(GraphEncoderConfig, content["graph_encoder"], "graph_encoder"),
+                    from_dict(ProjectorConfig, content["projector"], "projector"),
+                )
+            except (KeyError, ConfigError) as error:
+                raise WeightsError(f"{path} is damaged: {error}") from None
+    shared = projector is not None and not any(name.startswith("cross_attention.1.") for name in read_file(projector))
+    return GRAPH_ENCODER, dataclasses.replace(PROJECTOR, share_level_attention=shared)
 
 
-def projector(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """`MLPMultilevelProjector.state_dict()` with the level attentions under `cross_attention.0` only."""
-    source = Tensors(tensors)
-    result = {
-        "motif_queries": source.take("motif_query_tokens"),
-        "level_queries": source.take("query_tokens"),
-        "motif_embedding/kernel": source.take("motif_weight.weight").T,
-        "norm/scale": source.take("layer_norm.weight"),
-        "norm/bias": source.take("layer_norm.bias"),
-        **_prefixed("motif_attention/", _stacked([_attention(source, "motif_cross_attention")])),
-        **_prefixed("level_attention/", _stacked([_attention(source, "cross_attention.0")])),
-    }
-    for layer in range(config.projector.depth):
-        result |= source.linear(f"net.{2 * layer}", f"mlp/{layer}")
-    source.finish()
-    return result
+class Checkpoint:
+    """A Lightning checkpoint of stage 1 or 2, taken apart; all weights by path (lazy, where they are large)."""
+
+    def __init__(self, path: Path, hf: Mapping[str, Any]):
+        """hf: config.json of the language model; the vocabulary is the checkpoint's, one pad token larger."""
+        content = read_torch(path)
+        parameters = content.get("hyper_parameters") or {}
+        if parameters.get("peft_config") or parameters.get("peft_dir"):
+            raise WeightsError(f"{path}: trained with an adapter configuration of its own (peft_config, peft_dir)")
+        tensors = content.get("state_dict")
+        if not isinstance(tensors, Mapping):
+            raise WeightsError(f"{path}: not a Lightning checkpoint (no state_dict)")
+        foreign = sorted(name for name in tensors if not name.startswith("mllm."))
+        if foreign:
+            raise WeightsError(f"{path}: unexpected tensors {foreign}")
+        tensors = {
+            name: as_array(name, tensor)
+            for name, tensor in below("mllm.", tensors).items()
+            if not any(re.fullmatch(pattern, name) for pattern in DEAD)
+        }
+        parts = {part: below(f"{part}.", tensors) for part in ("graph_model", "abstractor", "language_model")}
+        left = sorted(set(tensors) - {f"{part}.{name}" for part, found in parts.items() for name in found})
+        if left:
+            raise WeightsError(f"{path}: unexpected tensors {left}")
+        self.decoder = dataclasses.replace(decoder_config(hf), vocab_size=_vocabulary(path, parts["language_model"]))
+        self.notes: list[str] = []
+        self.graph_encoder = _graph_encoder(parts["graph_model"], GRAPH_ENCODER, self.notes)
+        abstractor = _one_attention(parts["abstractor"])
+        self.projector = _projector(abstractor, PROJECTOR, GRAPH_ENCODER, self.decoder.width)
+        self.lora, self.language_model = _language_model(without_dead(parts["language_model"]), self.decoder)
 
 
-def language_model(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """A Hugging Face `LlamaForCausalLM` (or Mistral, Qwen2) as parameters of `LlamaDecoder`, without adapters."""
-    source = Tensors(tensors)
-    llm = config.language_model
-    result = {"embedding": source.take("model.embed_tokens.weight"), "norm/scale": source.take("model.norm.weight")}
-    if not llm.tie_embeddings:
-        result |= source.linear("lm_head", "lm_head", bias=False)
-    per_layer = []
-    for layer in range(llm.num_layers):
-        root = f"model.layers.{layer}"
-        found = {f"{ours}/scale": source.take(f"{root}.{theirs}.weight") for theirs, ours in _LLAMA_NORMS.items()}
-        for theirs, ours in _LLAMA_LINEARS.items():
-            bias = llm.qkv_bias and ours in ("query", "key", "value")
-            found |= source.linear(f"{root}.{theirs}", ours, bias)
-        per_layer.append(found)
-    source.finish()
-    return {**result, **_prefixed("layers/", _stacked(per_layer))}
+def read_graph_encoder(path: Path, config: GraphEncoderConfig, notes: list[str]) -> dict[str, Any]:
+    """MoleculeSTM's `molecule_model.pth`, or the same tensors as safetensors, as arrays by path.
+
+    Its prediction head is left out; what had to be adapted is appended to `notes`.
+    """
+    tensors: Weights = read_file(path) if path.suffix == ".safetensors" else read_torch(path)
+    tensors = {name: t for name, t in tensors.items() if not name.startswith("graph_pred_linear.")}
+    return _graph_encoder({name: as_array(name, tensor) for name, tensor in tensors.items()}, config, notes)
 
 
-def whole_model(
-    graph: Mapping[str, np.ndarray],
-    projection: Mapping[str, np.ndarray],
-    language: Mapping[str, np.ndarray],
-    config: ModelConfig,
-) -> dict[str, np.ndarray]:
-    """Parameters of `LLaMo` from the tensors of its three parts."""
-    return {
-        **_prefixed("graph_encoder/", graph_encoder(graph, config)),
-        **_prefixed("projector/", projector(projection, config)),
-        **_prefixed("language_model/", language_model(language, config)),
-    }
+def read_projector(path: Path, config: ProjectorConfig, encoder: GraphEncoderConfig, out_width: int) -> dict[str, Any]:
+    """A projector's safetensors file as arrays by path."""
+    return _projector(read_file(path), config, encoder, out_width)
 
 
-def lora(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """A PEFT adapter's tensors as the `lora_a` and `lora_b` parameters of `LlamaDecoder`."""
-    source = Tensors(tensors)
-    per_layer = []
-    for layer in range(config.language_model.num_layers):
-        found = {}
-        for theirs, ours in _LLAMA_LINEARS.items():
-            if ours in config.lora.targets:
-                name = f"base_model.model.model.layers.{layer}.{theirs}"
-                found[f"{ours}/lora_a"] = source.take(f"{name}.lora_A.weight").T
-                found[f"{ours}/lora_b"] = source.take(f"{name}.lora_B.weight").T
-        per_layer.append(found)
-    source.finish()
-    return _prefixed("layers/", _stacked(per_layer))
+def _graph_encoder(tensors: Weights, config: GraphEncoderConfig, notes: list[str]) -> dict[str, Any]:
+    """Encoders from OGB before 1.3.6 know four kinds of chirality; the fifth (non-tetrahedral) becomes zeros."""
+    tensors = {name: t for name, t in tensors.items() if not name.endswith(".num_batches_tracked")}
+    chirality = "molecule_node_model.atom_encoder.atom_embedding_list.1.weight"
+    if chirality in tensors and tensors[chirality].shape[0] == config.atom_cardinalities[1] - 1:
+        tensors[chirality] = np.pad(np.asarray(tensors[chirality][...]), ((0, 1), (0, 0)))
+        notes.append("the graph encoder knows 4 kinds of chirality; a zero row is added for the fifth (OGB 1.3.6)")
+    return from_torch(graph_encoder_rules(config), tensors, encoder_shapes(config))
 
 
-def _attention(source: Tensors, name: str) -> dict[str, np.ndarray]:
-    """torch.nn.MultiheadAttention: query, key and value weights are one array, in this order."""
-    parts = ("query", "key", "value")
-    kernels = np.split(source.take(f"{name}.in_proj_weight"), 3)
-    biases = np.split(source.take(f"{name}.in_proj_bias"), 3)
-    found = {f"{part}/kernel": kernel.T for part, kernel in zip(parts, kernels, strict=True)}
-    found |= {f"{part}/bias": bias for part, bias in zip(parts, biases, strict=True)}
-    return found | source.linear(f"{name}.out_proj", "out")
+def _projector(tensors: Weights, config: ProjectorConfig, encoder: GraphEncoderConfig, width: int) -> dict[str, Any]:
+    rules = projector_rules(config, encoder.num_layers + 1)
+    return from_torch(rules, tensors, projector_shapes(config, encoder, width))
 
 
-def _batch_norm(source: Tensors, name: str, path: str) -> dict[str, np.ndarray]:
-    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    return {f"{path}/{ours}": source.take(f"{name}.{theirs}") for theirs, ours in names.items()}
+def _one_attention(tensors: Weights) -> dict[str, Any]:
+    """The projector's tensors with one level attention; raises WeightsError if its six names are not one tensor."""
+    kept = {}
+    for name, tensor in tensors.items():
+        level = re.fullmatch(r"cross_attention\.(\d+)\.(.*)", name)
+        if level is None or level[1] == "0":
+            kept[name] = tensor
+            continue
+        first = f"cross_attention.0.{level[2]}"
+        if first not in tensors or not np.array_equal(tensors[first][...], tensor[...]):
+            raise WeightsError(f"abstractor.{name} differs from abstractor.{first}: the original has one attention")
+    expected = {f"cross_attention.{level}" for level in range(GRAPH_ENCODER.num_layers + 1)}
+    missing = expected - {".".join(name.split(".")[:2]) for name in tensors}
+    if missing:
+        raise WeightsError(f"abstractor: missing {sorted(missing)}")
+    return kept
 
 
-def _stacked(per_layer: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {path: np.stack([layer[path] for layer in per_layer]) for path in per_layer[0]}
+def _vocabulary(path: Path, tensors: Weights) -> int:
+    sizes = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("model.embed_tokens.weight")}
+    if len(sizes) != 1:
+        raise WeightsError(f"{path}: holds no language model (mllm.language_model.model.embed_tokens.weight)")
+    return sizes.pop()
 
 
-def _prefixed(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {prefix + path: array for path, array in arrays.items()}
+def _language_model(tensors: Weights, config: DecoderConfig) -> tuple[LoRAConfig, dict[str, Any]]:
+    """Stage 1: Hugging Face's names; stage 2: PEFT's, with adapters."""
+    wrapper = "base_model.model."
+    if not any(name.startswith(wrapper) for name in tensors):
+        return NO_LORA, from_torch(language_model_rules(config), tensors, decoder_shapes(config, NO_LORA))
+    base = language_model_rules(config, wrapper, LORA.targets)
+    adapter = lora_rules(config, LORA, ".default")
+    return LORA, from_torch([*base, *adapter], tensors, decoder_shapes(config, LORA))
+
+
+class TorchTensor(Lazy):
+    """A tensor of a mapped torch file."""
+
+    def __init__(self, name: str, tensor: Any):
+        self._name, self._tensor = name, tensor
+        self.shape = tuple(tensor.shape)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        self.dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        import torch
+
+        part = self._tensor[index].contiguous()
+        if part.dtype == torch.bfloat16:
+            return finite(self._name, part.view(torch.int16).numpy().view(self.dtype))
+        return finite(self._name, part.numpy())
+
+
+def as_array(name: str, tensor: Any) -> Any:
+    """A torch tensor as a lazy array; numpy's and lazy ones as they are."""
+    return tensor if isinstance(tensor, Lazy | np.ndarray) else TorchTensor(name, tensor)
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The mapping in a torch file; raises WeightsError if torch is missing, or refuses to load it safely."""
+    try:
+        import torch
+    except ImportError:
+        raise WeightsError(f"{path}: reading torch files needs torch: pip install 'llamo_jax[convert]'") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path}: torch refuses to load it safely ({reason})") from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: not a mapping of names to tensors")
+    return dict(content)

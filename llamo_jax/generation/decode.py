@@ -1,4 +1,4 @@
-"""Greedy generation: one jitted program for prefill and decoding with a key-value cache."""
+"""Generation: one jitted program for prefill and decoding with a key-value cache; greedy, and beam search."""
 
 import functools
 from collections.abc import Sequence
@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
-from llamo_jax.models import KVCache
-from llamo_jax.models.definition import Arrays, ModelDefinition
+from llamo_jax.models import KVCache, LlamaDecoder, LLaMo
+from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.models.llama import causal_mask
+from llamo_jax.parameters import Arrays
 
 PROMPT_BUCKET = 64
 """Prompt lengths are padded to multiples of this, so that few programs are compiled."""
@@ -47,61 +48,180 @@ def collate_prompts(prompts: Sequence[EncodedConversation], eos_id: int) -> Batc
     return Batch(**{name: np.take_along_axis(x, columns, axis=1) for name, x in arrays.items()}, molecules=molecules)
 
 
-class _State(NamedTuple):
-    """The decoding loop's state; `step` tokens are written to `tokens`, `last` is the newest of each row."""
+class Generated(NamedTuple):
+    """Continuations: token ids, and the log-probability of each token; from its end on, a row holds eos_id and 0."""
 
-    step: Int[Array, ""]
     tokens: Int[Array, "B W"]
-    last: Int[Array, " B"]
-    finished: Bool[Array, " B"]
-    cache: KVCache | None
+    log_probabilities: Float[Array, "B W"]
+
+
+class Beams(NamedTuple):
+    """The best continuations of each prompt, best first; from its end on, a continuation holds eos_id.
+
+    scores: summed log-probabilities / (number of tokens, the end included) ** length_penalty.
+    """
+
+    tokens: Int[Array, "B K W"]
+    scores: Float[Array, "B K"]
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "max_new_tokens", "eos_id"))
-def greedy(
-    definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new_tokens: int, eos_id: int
-) -> Int[Array, "B W"]:
-    """The most probable continuation of each row, token by token: int32[B, max_new_tokens].
+def greedy(definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new_tokens: int, eos_id: int) -> Generated:
+    """The most probable continuation of each row, token by token; W = max_new_tokens.
 
-    batch: from `collate_prompts`. A row that ended holds eos_id from there on; padding rows hold it throughout.
+    batch: from `collate_prompts`. Padding rows count as ended.
     """
     model = definition.merge(arrays)
     decoder = model.language_model
+    prompt, hidden, cache = _prefill(model, batch, max_new_tokens)
+    rows = len(batch.tokens)
+
+    class State(NamedTuple):
+        step: Int[Array, ""]  # tokens chosen so far
+        generated: Generated
+        finished: Bool[Array, " B"]
+        hidden: Float[Array, "B D"]  # what the next token follows from
+        cache: KVCache
+
+    def choose(state: State) -> State:
+        log_probabilities = jax.nn.log_softmax(decoder.logits(state.hidden))
+        token = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
+        chosen = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)[:, 0]
+        token = jnp.where(state.finished, eos_id, token)
+        generated = Generated(
+            state.generated.tokens.at[:, state.step].set(token),
+            state.generated.log_probabilities.at[:, state.step].set(jnp.where(state.finished, 0, chosen)),
+        )
+        return state._replace(generated=generated, finished=state.finished | (token == eos_id))
+
+    def step(state: State) -> State:
+        last = state.generated.tokens[:, state.step]
+        hidden, cache = _advance(decoder, prompt, last, state.step, state.cache)
+        return choose(state._replace(step=state.step + 1, hidden=hidden, cache=cache))
+
+    blank = Generated(jnp.full((rows, max_new_tokens), eos_id, jnp.int32), jnp.zeros((rows, max_new_tokens)))
+    state = choose(State(jnp.zeros((), jnp.int32), blank, prompt.lengths == 0, hidden, cache))
+    state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.finished), step, state)
+    return state.generated
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "max_new_tokens", "eos_id", "num_beams"))
+def beam_search(
+    definition: ModelDefinition,
+    arrays: Arrays,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    num_beams: int,
+    length_penalty: float = 1.0,
+) -> Beams:
+    """Beam search as in Hugging Face's transformers (early_stopping=False); K = num_beams, W = max_new_tokens.
+
+    In each step the 2K best continuations are looked at: those among the first K that end are hypotheses, the first K
+    that go on are the next beams. A prompt is done when K hypotheses are kept and no beam can beat the worst of them.
+    """
+    model = definition.merge(arrays)
+    decoder = model.language_model
+    prompt, hidden, cache = _prefill(model, batch, max_new_tokens)
+    rows, beams = len(batch.tokens), num_beams
+    prompt, hidden, cache = (
+        jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), prompt._replace(length=0))._replace(length=prompt.length),
+        jnp.repeat(hidden, beams, axis=0),
+        jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), cache),
+    )
+
+    class State(NamedTuple):
+        step: Int[Array, ""]  # tokens chosen so far
+        tokens: Int[Array, "B K W"]  # of the beams
+        sums: Float[Array, "B K"]  # their summed log-probabilities
+        ended: Beams
+        done: Bool[Array, " B"]
+        hidden: Float[Array, "BK D"]
+        cache: KVCache
+
+    def keep_best(ended: Beams, tokens: Array, scores: Array) -> Beams:
+        scores, order = jax.lax.top_k(jnp.concatenate([ended.scores, scores], axis=1), beams)
+        return Beams(_take(jnp.concatenate([ended.tokens, tokens], axis=1), order), scores)
+
+    def extend(state: State) -> tuple[State, Int[Array, "B K"]]:
+        """The state with one more token per beam, except for `hidden`; and which beam each new one goes on."""
+        log_probabilities = jax.nn.log_softmax(decoder.logits(state.hidden)).reshape(rows, beams, -1)
+        vocabulary = log_probabilities.shape[-1]
+        sums = (state.sums[..., None] + log_probabilities).reshape(rows, -1)
+        sums, flat = jax.lax.top_k(sums, 2 * beams)
+        source, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
+        tokens = _take(state.tokens, source).at[:, :, state.step].set(token)
+        ends = token == eos_id
+        penalty = (state.step + 1.0) ** length_penalty
+        is_hypothesis = ends & (jnp.arange(2 * beams) < beams) & ~state.done[:, None]
+        ended = keep_best(state.ended, tokens, jnp.where(is_hypothesis, sums / penalty, -jnp.inf))
+        done = state.done | (ended.scores[:, -1] >= sums[:, 0] / penalty)
+        going_on = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
+        source, tokens, sums = (_take(x, going_on) for x in (source, tokens, sums))
+        return state._replace(step=state.step + 1, tokens=tokens, sums=sums, ended=ended, done=done), source
+
+    def step(state: State) -> State:
+        state, source = extend(state)
+        rows_of = (jnp.arange(rows)[:, None] * beams + source).reshape(-1)
+        cache = jax.tree.map(lambda x: x[:, rows_of], state.cache)
+        last = state.tokens[:, :, state.step - 1].reshape(-1)
+        hidden, cache = _advance(decoder, prompt, last, state.step - 1, cache)
+        return state._replace(hidden=hidden, cache=cache)
+
+    blank = jnp.full((rows, beams, max_new_tokens), eos_id, jnp.int32)
+    # all beams start as the same prompt: only the first may be extended
+    sums = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -1e9), (rows, beams))
+    none_ended = Beams(blank, jnp.full((rows, beams), -jnp.inf))
+    state = State(jnp.zeros((), jnp.int32), blank, sums, none_ended, prompt.lengths[::beams] == 0, hidden, cache)
+    state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done), step, state)
+    state, _ = extend(state)
+    scores = jnp.where(state.done[:, None], -jnp.inf, state.sums / float(max_new_tokens) ** length_penalty)
+    return keep_best(state.ended, state.tokens, scores)
+
+
+def _take(x: Array, order: Int[Array, "B K"]) -> Array:
+    """x[b, order[b, k]] for every b and k."""
+    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+class _Prompt(NamedTuple):
+    """What decoding needs of the prompts: which positions are real, how many are, and how long the rows are."""
+
+    real: Bool[Array, "B T"]
+    lengths: Int[Array, " B"]
+    length: int
+
+
+def _prefill(model: LLaMo, batch: Batch, max_new_tokens: int) -> tuple[_Prompt, Float[Array, "B D"], KVCache]:
+    """The prompts through the model: the hidden state of each one's end, and a cache with room for new tokens."""
     rows, length = batch.tokens.shape
-    real = batch.segments > 0
     graph_tokens, _ = model.encode_graphs(batch.molecules)
     beyond = jnp.zeros((rows, length, max_new_tokens), bool)
-    mask = jnp.concatenate([causal_mask(batch.segments), beyond], axis=-1)
-    hidden, cache = decoder(
+    hidden, cache = model.language_model(
         model.splice(batch, graph_tokens),
         batch.positions,
-        mask,
-        cache=decoder.empty_cache(rows, length + max_new_tokens),
+        jnp.concatenate([causal_mask(batch.segments), beyond], axis=-1),
+        cache=model.language_model.empty_cache(rows, length + max_new_tokens),
         cache_index=jnp.zeros((), jnp.int32),
     )
-    prompt_lengths = jnp.sum(real, axis=1)
-    written = jnp.arange(max_new_tokens)
+    assert cache is not None  # one goes in, one comes out
+    real = batch.segments > 0
+    return _Prompt(real, jnp.sum(real, axis=1), length), hidden[:, -1], cache
 
-    def choose(hidden: Array, finished: Array) -> tuple[Array, Array]:
-        token = jnp.argmax(decoder.logits(hidden[:, -1]), axis=-1).astype(jnp.int32)
-        token = jnp.where(finished, eos_id, token)
-        return token, finished | (token == eos_id)
 
-    def step(state: _State) -> _State:
-        mask = jnp.concatenate([real, jnp.broadcast_to(written <= state.step, (rows, max_new_tokens))], axis=1)
-        hidden, cache = decoder(
-            decoder.embed(state.last[:, None]),
-            (prompt_lengths + state.step)[:, None],
-            mask[:, None],
-            cache=state.cache,
-            cache_index=length + state.step,
-        )
-        token, finished = choose(hidden, state.finished)
-        tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step + 1, axis=1)
-        return _State(state.step + 1, tokens, token, finished, cache)
-
-    first, finished = choose(hidden, prompt_lengths == 0)
-    tokens = jnp.full((rows, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(first)
-    state = _State(jnp.zeros((), jnp.int32), tokens, first, finished, cache)
-    state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.finished), step, state)
-    return state.tokens
+def _advance(
+    decoder: LlamaDecoder, prompt: _Prompt, tokens: Int[Array, " B"], step: Int[Array, ""], cache: KVCache
+) -> tuple[Float[Array, "B D"], KVCache]:
+    """Feeds the tokens chosen in `step` (from 0); returns the hidden states that the next ones follow from."""
+    room = cache.keys.shape[2] - prompt.length
+    written = jnp.broadcast_to(jnp.arange(room) <= step, (len(tokens), room))
+    hidden, new_cache = decoder(
+        decoder.embed(tokens[:, None]),
+        (prompt.lengths + step)[:, None],
+        jnp.concatenate([prompt.real, written], axis=1)[:, None],
+        cache=cache,
+        cache_index=prompt.length + step,
+    )
+    assert new_cache is not None
+    return hidden[:, 0], new_cache

@@ -8,7 +8,8 @@ from data_pipeline.conversation import Conversation
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, featurized
 from llamo_jax.generation.decode import collate_prompts, greedy
-from llamo_jax.models.definition import Arrays, ModelDefinition
+from llamo_jax.models.definition import ModelDefinition
+from llamo_jax.parameters import Arrays
 
 MAX_BATCH = 64
 """Prompts decoded at a time; more are done in several batches."""
@@ -36,8 +37,8 @@ class Generator:
         for start in range(0, len(records), MAX_BATCH):
             chunk = records[start : start + MAX_BATCH]
             batch = collate_prompts(self._encoder.encode(chunk), eos)
-            tokens = greedy(self._definition, self._arrays, batch, max_new_tokens=self._max_new_tokens, eos_id=eos)
-            answers += [self._text(row) for row in np.asarray(tokens)[: len(chunk)]]
+            found = greedy(self._definition, self._arrays, batch, max_new_tokens=self._max_new_tokens, eos_id=eos)
+            answers += [self._text(row) for row in np.asarray(found.tokens)[: len(chunk)]]
         return answers
 
     def _text(self, tokens: np.ndarray) -> str:

@@ -6,14 +6,11 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax import Array
 
 from llamo_jax import parameters
 from llamo_jax.config import ModelConfig
 from llamo_jax.models.llamo import LLaMo
-
-Arrays = dict[str, Array]
-"""Path → array; see llamo_jax.parameters."""
+from llamo_jax.parameters import Arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -71,6 +71,9 @@ class LlamaDecoder(nnx.Module):
         mask: True where a query (T) may look at a key (J): without a cache J = T; with one, J is the cache's length
         and the new keys stand at `cache_index` … `cache_index + T - 1`.
         """
+        window = self.config.sliding_window
+        if window is not None and mask.shape[-1] > window:
+            raise ConfigError(f"sliding_window={window}: sliding attention over {mask.shape[-1]} tokens is not there")
         graphdef, state = nnx.split(self.layers)
         cos, sin = rope_tables(positions, self.config)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)

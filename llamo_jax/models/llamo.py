@@ -1,15 +1,19 @@
 """LLaMo: graph encoder, projector and language model, joined by splicing graph tokens into the text."""
 
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import Float, Key
 
 from data_pipeline.batch import Batch, MoleculeGraphs
-from llamo_jax.config import ModelConfig
+from llamo_jax import parameters, sharding, weights
+from llamo_jax.config import ModelConfig, PromptConfig
+from llamo_jax.model_folder import PARTS, ModelFolder, Tokenizer, read_model, write_model
 from llamo_jax.models import layers
 from llamo_jax.models.gin import GINEncoder
 from llamo_jax.models.llama import LlamaDecoder, causal_mask
@@ -68,3 +72,29 @@ class LLaMo(nnx.Module):
         """float32 logits of every position, and named intermediates."""
         hidden, out = self.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)
         return self.language_model.logits(hidden), {"hidden": hidden, **out}
+
+    def save(
+        self, folder: str | os.PathLike, *, tokenizer: Tokenizer | None = None, prompt: PromptConfig | None = None
+    ) -> None:
+        """Writes the model as one new folder; see llamo_jax.model_folder.
+
+        tokenizer, prompt: what the assistant needs besides the model. Raises WeightsError if the folder exists.
+        """
+        arrays = parameters.flatten(nnx.state(self))
+        write_model(folder, ModelFolder(self.config, arrays, prompt), tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, mesh: Mesh | None = None) -> "LLaMo":
+        """The model of a folder, adapters included, on the shards of `mesh` (default: the first device).
+
+        Raises WeightsError if the folder is none, holds only a part of the model, or its weights do not fit.
+        """
+        stored = read_model(folder)
+        if set(stored.parts) != set(PARTS):
+            raise parameters.WeightsError(f"{folder} holds only {stored.parts}; train it with config.init_from")
+        mesh = mesh or sharding.single_device_mesh()
+        graphdef, variables = nnx.split(nnx.eval_shape(lambda: cls(stored.config, rngs=nnx.Rngs(0))))
+        abstract = parameters.abstract_arrays(variables, stored.config.frozen_dtype, mesh, trained={})
+        parameters.check_names(set(abstract), stored.weights)
+        abstract = {name: spec.update(dtype=stored.weights[name].dtype) for name, spec in abstract.items()}
+        return nnx.merge(graphdef, parameters.unflatten(variables, weights.place(stored.weights, abstract)))

@@ -115,7 +115,8 @@ def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -
     # One query at a time: the gradient of a product over all of them is a slow strided reduction on CPU.
     weighted = [weights[:, query, :, None] * values for query in range(weights.shape[1])]
     pooled = jnp.stack([jraph.segment_sum(items, ids, num_segments) for items in weighted], axis=1)
-    return pooled / jnp.maximum(total, 1)[..., None]  # at least exp(0), except where the segment is empty
+    # Not jnp.maximum(total, 1): where one item is alone the two are equal, and its gradient would be split.
+    return pooled / jnp.where(total > 0, total, 1)[..., None]
 
 
 def _slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:

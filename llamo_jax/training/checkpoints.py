@@ -20,9 +20,11 @@ import numpy as np
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from llamo_jax.config import Config, from_dict, to_dict
-from llamo_jax.models.definition import Arrays
+from llamo_jax.config import Config, ModelConfig, PromptConfig, from_dict, to_dict
+from llamo_jax.model_folder import is_model_folder, read_model
+from llamo_jax.parameters import Arrays
 from llamo_jax.training.step import TrainState
+from llamo_jax.weights import place
 
 
 class CheckpointError(ValueError):
@@ -41,8 +43,19 @@ def read_config(folder: str | os.PathLike) -> Config:
     """The configuration of the run in `folder`; raises CheckpointError if there is none."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a training run (no config.json); give the --workdir of one")
+        raise CheckpointError(
+            f"{folder} is neither a training run nor a model folder (no config.json); give the --workdir of one"
+        )
     return from_dict(Config, json.loads(path.read_text()))
+
+
+def read_model_config(folder: str | os.PathLike) -> tuple[ModelConfig, PromptConfig | None]:
+    """The model of a run or of a model folder, and how its prompts are written, if that is known."""
+    if is_model_folder(folder):
+        stored = read_model(folder)
+        return stored.config, stored.prompt
+    config = read_config(folder)
+    return config.model, config.prompt
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -64,6 +77,14 @@ def read_base(folder: str | os.PathLike) -> Base | None:
         return None
     content = json.loads(path.read_text())
     return Base((Path(folder) / content["folder"]).resolve(), content["step"], content["digest"])
+
+
+def read_origin(folder: str | os.PathLike) -> Mapping[str, Any] | None:
+    """config.json of the Hugging Face model that a chain of runs began with; None if it was none."""
+    if is_model_folder(folder):
+        return read_model(folder).huggingface
+    base = read_base(folder)
+    return None if base is None else read_origin(base.folder)
 
 
 def write_base(folder: Path, base: Base) -> None:
@@ -145,19 +166,31 @@ class Checkpoints:
 
 
 def load_weights(folder: str | os.PathLike, abstract: Mapping[str, Any]) -> tuple[Arrays, int]:
-    """All parameters and statistics of the run in `folder`, those it trained over those it started from, and its step.
+    """All parameters and statistics of a run, those it trained over those it started from, and its step.
+
+    A model folder (see llamo_jax.model_folder) will do as well, as step 0.
 
     abstract: path → ShapeDtypeStruct (with shardings) for every array wanted; arrays that no run of the chain holds
     are left out. Raises CheckpointError if the base is not what the run started from any more.
     """
     base = read_base(folder)
     arrays: Arrays = {}
+    if is_model_folder(folder):
+        return _load_model_folder(folder, abstract), 0
     if base is not None:
         arrays, _ = load_weights_at(base, abstract)
     read_config(folder)
     with Checkpoints(Path(folder)) as checkpoints:
         own, step = checkpoints.restore_weights(abstract)
     return {**arrays, **own}, step
+
+
+def _load_model_folder(folder: str | os.PathLike, abstract: Mapping[str, Any]) -> Arrays:
+    weights = read_model(folder).weights
+    unexpected = sorted(set(weights) - set(abstract))
+    if unexpected:
+        raise CheckpointError(f"{folder} holds weights that config.model has no place for: {unexpected}")
+    return place(weights, {name: abstract[name] for name in weights})
 
 
 def load_weights_at(base: Base, abstract: Mapping[str, Any]) -> tuple[Arrays, int]:

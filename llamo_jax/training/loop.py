@@ -18,13 +18,15 @@ from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
 from llamo_jax import parameters, sharding
 from llamo_jax.config import Config, ConfigError
-from llamo_jax.models.definition import Arrays, ModelDefinition, define_model, initial_arrays, statistics_names
+from llamo_jax.models.definition import ModelDefinition, define_model, initial_arrays, statistics_names
+from llamo_jax.parameters import Arrays
 from llamo_jax.training import checkpoints, metrics
 from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
 from llamo_jax.training.trainable import (
     describe_trainable,
     learning_rate_schedule,
     make_optimizer,
+    rules_of,
     select_trainable,
 )
 
@@ -50,7 +52,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     definition = define_model(config.model)
     statistics = statistics_names(definition)
     variables = {parameters.path_name(path): v for path, v in nnx.to_flat_state(definition.variables)}
-    trained = select_trainable([name for name in variables if name not in statistics], settings.trainable)
+    trained = select_trainable([name for name in variables if name not in statistics], rules_of(settings))
     print(describe_trainable({name: variables[name] for name in trained}, trained))
 
     trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))

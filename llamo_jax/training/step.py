@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from data_pipeline.batch import Batch
 from llamo_jax import parameters
 from llamo_jax.models import LLaMo
-from llamo_jax.models.definition import Arrays, ModelDefinition
+from llamo_jax.models.definition import ModelDefinition
+from llamo_jax.parameters import Arrays
 
 
 class TrainState(NamedTuple):

@@ -2,15 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from llamo_jax.config import ConfigError, TrainConfig
 
 _DECAYED = ("kernel", "table", "embedding", "lora_a", "lora_b")
-"""Last path components that weight decay applies to; not to biases, norms, eps and queries."""
+"""Last path components that `decay="kernels"` applies to; not to biases, norms, eps and queries."""
 
 
 def select_trainable(names: Sequence[str], rules: Sequence[tuple[str, bool]]) -> dict[str, bool]:
@@ -42,25 +44,51 @@ def describe_trainable(parameters: Mapping[str, jax.ShapeDtypeStruct], trained: 
     return "\n".join(lines)
 
 
+def rules_of(config: TrainConfig) -> tuple[tuple[str, bool], ...]:
+    """The rules of a run, `train_token_embedding` included."""
+    first = (("language_model/embedding", True),) if config.train_token_embedding else ()
+    return (*first, *config.trainable)
+
+
 def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
-    """Linear warm-up to the peak, then cosine decay to the final rate at the last step."""
-    warmup = min(config.warmup_steps, config.steps - 1)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / (warmup + 1),
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=config.steps,
-        end_value=config.final_learning_rate,
-    )
+    """The learning rate by step (from 0); raises ConfigError if `config.schedule` is unknown.
+
+    warmup_cosine: linear warm-up to the peak, then cosine decay to the final rate at the last step.
+    per_epoch_cosine: the original's (LAVIS's) schedule. In the first epoch a linear warm-up from the initial rate; in
+    each later one a constant, on a cosine from the peak (epoch 0) to the final rate (after the last epoch).
+    """
+    peak, final = config.learning_rate, config.final_learning_rate
+    if config.schedule == "warmup_cosine":
+        warmup = min(config.warmup_steps, config.steps - 1)
+        return optax.warmup_cosine_decay_schedule(peak / (warmup + 1), peak, warmup, config.steps, final)
+    if config.schedule != "per_epoch_cosine":
+        raise ConfigError(f"config.train.schedule: {config.schedule!r} is not warmup_cosine or per_epoch_cosine")
+    per_epoch = config.steps_per_epoch
+    epochs = -(-config.steps // per_epoch)
+    warmup = max(1, min(per_epoch, config.warmup_steps))
+    start = config.initial_learning_rate
+
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        epoch = jnp.asarray(step) // per_epoch
+        rising = jnp.minimum(peak, start + (peak - start) * jnp.asarray(step) / warmup)
+        return jnp.where(epoch == 0, rising, final + (peak - final) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2)
+
+    return rate
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW on a flat mapping of trained parameters, after clipping by the global norm."""
+    if config.decay not in ("kernels", "all"):
+        raise ConfigError(f"config.train.decay: {config.decay!r} is not kernels or all")
+
+    def decayed(parameters: Mapping[str, Any]) -> dict[str, bool]:
+        return {name: config.decay == "all" or name.split("/")[-1] in _DECAYED for name in parameters}
+
     adamw = optax.adamw(
         learning_rate_schedule(config),
         b1=config.adam_b1,
         b2=config.adam_b2,
         weight_decay=config.weight_decay,
-        mask=lambda parameters: {name: name.split("/")[-1] in _DECAYED for name in parameters},
+        mask=decayed,
     )
     return adamw if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), adamw)

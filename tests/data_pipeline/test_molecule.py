@@ -1,5 +1,4 @@
 import itertools
-import json
 import pickle
 
 import numpy as np
@@ -13,24 +12,6 @@ from data_pipeline.molecule import InvalidMoleculeError, featurize
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 
 KNOWN = tuple(known_molecules().values())
-
-
-def test_features_equal_the_original(golden):
-    arrays = np.load(golden / "features.npz")
-    about = json.loads((golden / "features.json").read_text())["molecules"]
-    assert len(about) > 50
-    for index, entry in enumerate(about):
-        molecule = featurize(entry["smiles"])
-        edges = slice(*arrays["edge_ptr"][index : index + 2])
-        motifs = arrays["motif"][slice(*arrays["motif_ptr"][index : index + 2])]
-        assert molecule.smiles == entry["canonical"]
-        np.testing.assert_array_equal(
-            molecule.atoms, arrays["node_feat"][slice(*arrays["node_ptr"][index : index + 2])]
-        )
-        np.testing.assert_array_equal([molecule.senders, molecule.receivers], arrays["edge_index"][:, edges])
-        np.testing.assert_array_equal(molecule.bonds, arrays["edge_feat"][edges])
-        if entry["motif_ok"]:
-            assert sorted(map(bytes, molecule.motifs)) == sorted(map(bytes, motifs)), entry["smiles"]
 
 
 @pytest.mark.parametrize(

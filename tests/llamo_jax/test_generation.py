@@ -69,7 +69,7 @@ def test_greedy_equals_step_by_step_argmax(encoder, small_model):
     conversations = [ask("CC(=O)Oc1ccccc1C(=O)O"), ask("C", question="Is it aromatic?"), ask(question="Hello?")]
     prompts = encoder.encode([featurized(conversation) for conversation in conversations])
     eos = encoder.tokenizer.eos_id
-    got = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=6, eos_id=eos))
+    got = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=6, eos_id=eos).tokens)
     assert got.shape == (4, 6)
     assert np.all(got[3] == eos)  # the padding row
     model = definition.merge(arrays)
@@ -92,11 +92,13 @@ def test_finished_rows_stay_finished(encoder, small_model):
     definition, arrays = small_model
     prompts = encoder.encode([featurized(ask("CCO")), featurized(ask("O"))])
     eos = encoder.tokenizer.eos_id
-    free = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=eos))
+    free = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=eos).tokens)
     row = int(np.argmax([len(set(answer)) for answer in free]))
     end = int(np.flatnonzero(free[row] != free[row, 0])[0])  # the first token that was not seen before
     stop = int(free[row, end])
-    stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=stop))
+    stopped = np.asarray(
+        greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=stop).tokens
+    )
     np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
 
 
@@ -140,7 +142,7 @@ def test_chat_prints_the_answer(trained, capsys):
     ("arguments", "message"),
     [
         (["--checkpoint", "RUN", "--smiles", "C1CC", "--question", "?"], "invalid SMILES 'C1CC'"),
-        (["--checkpoint", "/nowhere", "--question", "?"], "is not a training run"),
+        (["--checkpoint", "/nowhere", "--question", "?"], "is neither a training run nor a model folder"),
     ],
 )
 def test_chat_says_what_is_wrong(trained, arguments, message):

@@ -1,23 +1,20 @@
-"""Graph encoder, projector and decoder: parity with the original, and what must hold for any weights."""
+"""Graph encoder, projector and decoder: what must hold for any weights (parity: test_parity.py)."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
-from data_pipeline.batch import BatchShape, EncodedConversation, RowSize, collate
+from data_pipeline.batch import BatchShape, RowSize, collate
 from llamo_jax import parameters
 from llamo_jax.config import RopeScaling
-from llamo_jax.convert import official
-from llamo_jax.models import GINEncoder, LlamaDecoder, LLaMo, MultiLevelProjector
+from llamo_jax.models import LlamaDecoder
 from llamo_jax.models.attention import attention
 from llamo_jax.models.llama import causal_mask, rope_tables
-from llamo_jax.parameters import WeightsError
+from llamo_jax.models.projector import SegmentAttention
 from tests import helpers
 
 
@@ -26,138 +23,6 @@ def strict_dtypes():
     """No silent promotion anywhere in the model."""
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-ROW = RowSize(tokens=8, molecules=8, atoms=120, edges=260, motifs=50)
-
-
-def _shown(graphs, length=5):
-    text = np.zeros(length, np.int32)
-    return EncodedConversation(text, text > 0, text - 1, text, tuple(graphs))
-
-
-@pytest.fixture(scope="module")
-def golden_molecules(golden):
-    arrays = np.load(golden / "gin.npz")
-    batch = collate([[_shown(helpers.golden_graphs(arrays))]], BatchShape(1, 1, ROW))
-    return arrays, jax.tree.map(jnp.asarray, batch.molecules)
-
-
-@pytest.fixture(scope="module")
-def golden_encoder(golden):
-    config = helpers.golden_config(golden, "mha")
-    tensors = official.graph_encoder(load_file(golden / "gin.safetensors"), config)
-    return lambda: helpers.load(GINEncoder(config.graph_encoder, rngs=nnx.Rngs(0)), tensors)
-
-
-@pytest.mark.parametrize(("train", "prefix"), [(False, "h"), (True, "train_h")])
-def test_gin_levels_equal_the_original(golden_molecules, golden_encoder, train, prefix):
-    arrays, molecules = golden_molecules
-    levels = golden_encoder()(molecules.atoms, batch_statistics=train)
-    real = len(arrays["batch"])
-    for level in range(6):
-        expected = arrays[f"{prefix}_{level}"][arrays["mask"]]
-        np.testing.assert_allclose(levels[level, 0, :real], expected, atol=2e-4)
-
-
-def test_gin_running_statistics_equal_the_original(golden_molecules, golden_encoder):
-    arrays, molecules = golden_molecules
-    encoder = golden_encoder()
-    encoder(molecules.atoms, batch_statistics=True)
-    names = {"running_mean": "mean", "running_var": "var"}
-    for layer in range(5):
-        for theirs, norm in (
-            (f"gnns.{layer}.mlp.1", encoder.layers.inner_norm),
-            (f"batch_norms.{layer}", encoder.layers.outer_norm),
-        ):
-            for statistic, ours in names.items():
-                expected = arrays[f"after/molecule_node_model.{theirs}.{statistic}"]
-                np.testing.assert_allclose(getattr(norm, ours)[...][layer], expected, atol=2e-5)
-
-
-def test_projector_equals_the_original(golden, golden_molecules, golden_encoder):
-    _, molecules = golden_molecules
-    config = helpers.golden_config(golden, "mha")
-    tensors = official.projector(load_file(golden / "projector.safetensors"), config)
-    projector = helpers.load(MultiLevelProjector(config.projector, 300, 6, 64, rngs=nnx.Rngs(0)), tensors)
-    tokens, out = projector(golden_encoder()(molecules.atoms), molecules)
-    expected = np.load(golden / "projector.npz")
-    assert json.loads((golden / "projector.json").read_text())["motif_ok"][1] is False  # methane: raw motif queries
-    np.testing.assert_allclose(out["pre_norm"][0, :8], expected["pre_layer_norm"], atol=2e-4)
-    np.testing.assert_allclose(tokens[0, :8], expected["output"], atol=2e-4)
-
-
-def _golden_batch(golden):
-    inputs = np.load(golden / "full_inputs.npz")
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].astype(bool)
-    conversations = []
-    for row, graph in zip(range(len(ids)), helpers.golden_graphs(inputs, "g_"), strict=True):
-        tokens, labels = ids[row][mask[row]], inputs["labels"][row][mask[row]]
-        is_graph = tokens < 0
-        query = np.where(is_graph, np.cumsum(is_graph) - 1, 0).astype(np.int32)
-        text = np.where(is_graph, 0, tokens).astype(np.int32)
-        # one more token, because the last one of a conversation is a target only
-        conversations.append(
-            EncodedConversation(
-                np.append(text, 0).astype(np.int32),
-                np.append(labels >= 0, False),
-                np.append(np.where(is_graph, 0, -1), -1).astype(np.int32),
-                np.append(query, 0).astype(np.int32),
-                (graph,),
-            )
-        )
-    row = RowSize(tokens=ids.shape[1], molecules=1, atoms=40, edges=90, motifs=20)
-    return collate([[c] for c in conversations], BatchShape(4, 1, row)), mask
-
-
-@pytest.mark.parametrize("variant", ["mha", "gqa"])
-def test_whole_model_equals_the_original(golden, variant):
-    config = helpers.golden_config(golden, variant)
-    arrays = official.whole_model(
-        load_file(golden / "gin.safetensors"),
-        load_file(golden / "projector.safetensors"),
-        load_file(golden / f"lm_{variant}" / "model.safetensors"),
-        config,
-    )
-    model = helpers.load(LLaMo(config, rngs=nnx.Rngs(0)), arrays)
-    batch, mask = _golden_batch(golden)
-    logits, out = model(jax.tree.map(jnp.asarray, batch))
-    expected = np.load(golden / f"full_{variant}.npz")
-    np.testing.assert_allclose(out["embeddings"][mask], expected["inputs_embeds"][mask], atol=2e-4)
-    np.testing.assert_allclose(logits[mask], expected["logits"][mask], atol=1e-3)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1)[..., 0]
-    loss = -float(np.mean(np.asarray(chosen)[batch.target_mask]))
-    np.testing.assert_allclose(loss, expected["loss"], atol=1e-4)
-
-
-@pytest.mark.parametrize("variant", ["mha", "gqa"])
-def test_lora_equals_the_original(golden, variant):
-    config = helpers.golden_config(golden, variant, lora_rank=8)
-    language_model = {
-        **official.language_model(load_file(golden / f"lm_{variant}" / "model.safetensors"), config),
-        **official.lora(load_file(golden / f"lora_{variant}" / "adapter_model.safetensors"), config),
-    }
-    decoder = LlamaDecoder(config.language_model, config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(0))
-    decoder = helpers.load(decoder, language_model)
-    expected = np.load(golden / f"full_{variant}.npz")
-    batch, mask = _golden_batch(golden)
-    hidden, _ = decoder(
-        jnp.asarray(expected["inputs_embeds"]), jnp.asarray(batch.positions), causal_mask(jnp.asarray(batch.segments))
-    )
-    np.testing.assert_allclose(decoder.logits(hidden)[mask], expected["lora_logits"][mask], atol=1e-3)
-
-
-def test_conversion_is_strict(golden):
-    config = helpers.golden_config(golden, "mha")
-    tensors = load_file(golden / "projector.safetensors")
-    with pytest.raises(WeightsError, match=r"unexpected tensors.*'extra'"):
-        official.projector({**tensors, "extra": np.zeros(1)}, config)
-    del tensors["layer_norm.bias"]
-    with pytest.raises(WeightsError, match=r"missing tensor 'layer_norm\.bias'"):
-        official.projector(tensors, config)
-
-
-# What must hold for any weights
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +100,20 @@ def test_fresh_adapter_changes_nothing_and_merging_equals_it():
         base[f"layers/{name}/kernel"] += config.lora.alpha / config.lora.rank * update
     merged, _ = helpers.load(plain, base)(embeddings, batch.positions, mask)
     np.testing.assert_allclose(merged, adapted, atol=2e-5)
+
+
+def test_one_item_alone_gives_its_scores_no_gradient():
+    """A softmax over one item is constant, in a molecule of one atom or one motif too."""
+    attention = SegmentAttention(8, 2, rngs=nnx.Rngs(0), stack=1)
+    queries, items = (jax.random.normal(jax.random.key(i), shape) for i, shape in ((1, (1, 3, 8)), (2, (1, 1, 3, 8))))
+    owner = jnp.array([[0, 1, 1]])  # one item in the first segment, two in the second, none in the third
+
+    def total(queries, segment):
+        return jnp.sum(attention(queries, items, owner, 3)[0, 0, segment] ** 2)
+
+    np.testing.assert_allclose(jax.grad(total)(queries, 0), 0, atol=1e-6)
+    assert float(jnp.abs(jax.grad(total)(queries, 1)).max()) > 1e-3
+    np.testing.assert_array_equal(jax.grad(total)(queries, 2), 0)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

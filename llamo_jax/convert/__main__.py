@@ -1,0 +1,242 @@
+r"""Weights in and out of other formats.
+
+    python -m llamo_jax.convert from_huggingface --language_model DIR_OR_HUB_ID [--graph_encoder molecule_model.pth] \
+        [--projector projector.safetensors] [--adapter PEFT_DIR] --output DIR
+    python -m llamo_jax.convert from_official --checkpoint llamo.ckpt --language_model DIR_OR_HUB_ID --output DIR
+    python -m llamo_jax.convert to_peft --checkpoint DIR --base_model DIR_OR_HUB_ID --output DIR
+    python -m llamo_jax.convert to_huggingface --checkpoint DIR --output DIR
+
+from_… write a model folder: start training from it (config.init_from, or configs/stage1.py:DIR), load it with
+LLaMo.load or the assistant. to_… take a run's workdir or a model folder.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.logs import quiet_libraries
+from data_pipeline.prompt import PROMPT_STYLES
+from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
+from llamo_jax import sharding
+from llamo_jax.config import (
+    ConfigError,
+    DecoderConfig,
+    GraphEncoderConfig,
+    LoRAConfig,
+    ModelConfig,
+    ProjectorConfig,
+    PromptConfig,
+    to_dict,
+)
+from llamo_jax.convert import huggingface, official, peft
+from llamo_jax.convert.names import (
+    batch_norm_counters,
+    below,
+    graph_encoder_rules,
+    prefixed,
+    projector_rules,
+    to_torch,
+)
+from llamo_jax.model_folder import ModelFolder, is_model_folder, read_model, write_model
+from llamo_jax.models.definition import define_model
+from llamo_jax.parameters import WeightsError, abstract_arrays
+from llamo_jax.training import checkpoints
+from llamo_jax.weights import Weights, write_file
+
+
+def from_huggingface(options: argparse.Namespace) -> None:
+    """A language model, and what is given of the graph side, as a model folder."""
+    folder = huggingface.locate(options.language_model)
+    decoder, language_model, hf = huggingface.read_language_model(folder)
+    lora, notes = huggingface.NO_LORA, list[str]()
+    if options.adapter:
+        lora, adapter = peft.read_adapter(options.adapter, decoder)
+        language_model |= adapter
+    weights = prefixed("language_model/", language_model)
+    encoder, projector = official.graph_configs(options.graph_encoder, options.projector)
+    if options.graph_encoder:
+        weights |= prefixed("graph_encoder/", official.read_graph_encoder(options.graph_encoder, encoder, notes))
+    if options.projector:
+        weights |= prefixed("projector/", official.read_projector(options.projector, projector, encoder, decoder.width))
+    config = _model_config(encoder, projector, decoder, lora, language_model["embedding"].dtype)
+    _write(options, config, weights, hf, folder, notes)
+
+
+def from_official(options: argparse.Namespace) -> None:
+    """A checkpoint of the original, stage 1 or 2, as a model folder; its language model gives sizes and tokenizer."""
+    folder = huggingface.locate(options.language_model)
+    hf = huggingface.read_json(folder / "config.json")
+    stored = official.Checkpoint(options.checkpoint, hf)
+    weights = {
+        **prefixed("graph_encoder/", stored.graph_encoder),
+        **prefixed("projector/", stored.projector),
+        **prefixed("language_model/", stored.language_model),
+    }
+    dtype = stored.language_model["embedding"].dtype
+    config = _model_config(official.GRAPH_ENCODER, official.PROJECTOR, stored.decoder, stored.lora, dtype)
+    _write(options, config, weights, hf, folder, stored.notes)
+
+
+def to_peft(options: argparse.Namespace) -> None:
+    """The adapters, for PEFT; and the graph side."""
+    stored = _read(options.checkpoint)
+    if not stored.config.lora.rank:
+        raise WeightsError(f"{options.checkpoint} has no adapters; use to_huggingface")
+    base_model = options.base_model or (stored.huggingface or {}).get("_name_or_path", "")
+    language_model = below("language_model/", stored.weights)
+
+    def write(folder: Path) -> None:
+        peft.write_adapter(folder, stored.config.language_model, stored.config.lora, language_model, base_model)
+        _write_graph_side(folder, stored)
+
+    _new_folder(options.output, write)
+
+
+def to_huggingface(options: argparse.Namespace) -> None:
+    """The language model, adapters merged, for transformers; and the graph side."""
+    stored = _read(options.checkpoint)
+    decoder = stored.config.language_model
+    language_model = below("language_model/", stored.weights)
+    hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
+    tensors = huggingface.torch_tensors(decoder, stored.config.lora, language_model)
+
+    def write(folder: Path) -> None:
+        write_file(folder / "model.safetensors", tensors)
+        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+        _write_graph_side(folder, stored)
+        if (options.checkpoint / "tokenizer").is_dir():
+            shutil.copytree(options.checkpoint / "tokenizer", folder, dirs_exist_ok=True)
+
+    _new_folder(options.output, write)
+
+
+def _model_config(
+    encoder: GraphEncoderConfig, projector: ProjectorConfig, decoder: DecoderConfig, lora: LoRAConfig, dtype: np.dtype
+) -> ModelConfig:
+    """float32 weights stay and compute in float32; others are trained and run in bfloat16, as in the presets."""
+    kind = "float32" if dtype == np.float32 else "bfloat16"
+    return ModelConfig(
+        graph_encoder=encoder,
+        projector=projector,
+        language_model=decoder,
+        lora=lora,
+        compute_dtype=kind,
+        frozen_dtype=kind,
+        remat="full",
+        loss_chunk=8192,
+    )
+
+
+def _write(
+    options: argparse.Namespace,
+    config: ModelConfig,
+    weights: Weights,
+    hf: dict[str, Any],
+    language_model: Path,
+    notes: list[str],
+) -> None:
+    tokenizer = _tokenizer(options.tokenizer or language_model)
+    if tokenizer is None:
+        notes.append(f"{language_model} has no tokenizer; give --tokenizer DIR, or config.data.tokenizer in training")
+    parts = tuple(dict.fromkeys(name.split("/")[0] for name in weights))
+    prompt = PromptConfig(style=options.prompt_style, show_smiles=True)
+    write_model(options.output, ModelFolder(config, weights, prompt, parts, hf), tokenizer)
+    for note in notes:
+        print(f"note: {note}")
+    print(f"{options.output}: {', '.join(parts)}" + (f", adapters of rank {config.lora.rank}" * bool(config.lora.rank)))
+
+
+def _tokenizer(folder: Path) -> TextTokenizer | None:
+    try:
+        return load_tokenizer(folder)
+    except DataError:
+        if any(folder.glob("tokenizer*")):
+            raise
+        return None
+
+
+def _read(folder: Path) -> ModelFolder:
+    """A model folder, or a run with the weights of all it started from, on the first device."""
+    if is_model_folder(folder):
+        return read_model(folder)
+    config = checkpoints.read_config(folder)
+    definition = define_model(config.model)
+    abstract = abstract_arrays(
+        definition.variables, config.model.frozen_dtype, sharding.single_device_mesh(), trained={}
+    )
+    arrays, _ = checkpoints.load_weights(folder, abstract)
+    return ModelFolder(config.model, arrays, config.prompt, huggingface=checkpoints.read_origin(folder))
+
+
+def _write_graph_side(folder: Path, stored: ModelFolder) -> None:
+    """Encoder and projector under the original's names, for torch, with their configuration."""
+    config = stored.config
+    encoder = to_torch(graph_encoder_rules(config.graph_encoder), below("graph_encoder/", stored.weights))
+    counters = {name: np.zeros((), np.int64) for name in batch_norm_counters(config.graph_encoder)}
+    write_file(folder / "graph_encoder.safetensors", encoder | counters)
+    rules = projector_rules(config.projector, config.num_levels)
+    write_file(folder / "projector.safetensors", to_torch(rules, below("projector/", stored.weights)))
+    content = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}
+    (folder / official.GRAPH_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _new_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """A folder that exists whole or not at all; raises WeightsError if there is one already."""
+    if folder.exists():
+        raise WeightsError(f"{folder} exists already; remove it or choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    partial.rename(folder)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llamo_jax.convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+        return sub
+
+    for sub in (incoming := [command(from_huggingface), command(from_official)]):
+        sub.add_argument("--language_model", required=True, metavar="DIR_OR_HUB_ID")
+        sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the language model's own")
+    incoming[0].add_argument("--graph_encoder", type=Path, metavar="FILE", help="MoleculeSTM's molecule_model.pth")
+    incoming[0].add_argument("--projector", type=Path, metavar="FILE", help="as to_huggingface writes it")
+    incoming[0].add_argument("--adapter", type=Path, metavar="PEFT_DIR")
+    incoming[0].add_argument("--prompt_style", choices=PROMPT_STYLES, default="llama2")
+    incoming[1].add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the Lightning checkpoint")
+    incoming[1].set_defaults(prompt_style="llama2")
+    for sub in (outgoing := [command(to_peft), command(to_huggingface)]):
+        sub.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run or a model folder")
+    outgoing[0].add_argument("--base_model", default="", metavar="DIR_OR_HUB_ID", help="named in adapter_config.json")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    options = _parser().parse_args(arguments)
+    quiet_libraries()
+    try:
+        options.run(options)
+    except (ConfigError, DataError, WeightsError, checkpoints.CheckpointError) as error:
+        sys.exit(f"llamo_jax.convert: {error}")
+    except OSError as error:
+        sys.exit(f"llamo_jax.convert: {error.filename or options.output}: {error.strerror or error}")
+
+
+if __name__ == "__main__":
+    main()

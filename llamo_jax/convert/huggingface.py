@@ -1,0 +1,203 @@
+"""Hugging Face's language models of the LLaMA family: read without torch, and written so that torch reads them."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
+from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, from_torch, language_model_rules, to_torch
+from llamo_jax.parameters import WeightsError
+from llamo_jax.weights import Layer, Lazy, Stacked, Weights, read_folder
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja",
+          "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
+NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=("query", "value"))
+_DEAD = r"(.*\.)?rotary_emb\.inv_freq"
+"""Buffers that old checkpoints hold and that follow from the configuration."""
+
+
+def locate(language_model: str) -> Path:
+    """A local folder, or that of a model of the Hub, downloaded if there is a network.
+
+    Raises WeightsError that says what to download and where to put it.
+    """
+    if Path(language_model).is_dir():
+        return Path(language_model)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", language_model):
+        raise WeightsError(f"{language_model}: no such folder, and not the id of a model on the Hugging Face Hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(language_model, allow_patterns=list(_FILES)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"{language_model} cannot be downloaded from the Hugging Face Hub ({reason}). Download its config.json, "
+            f"*.safetensors and tokenizer files elsewhere (hf download {language_model} --local-dir FOLDER), copy the "
+            "folder here, and give it as --language_model FOLDER"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises WeightsError if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: not a JSON object")
+    return content
+
+
+def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
+    """The decoder that a Hugging Face config.json describes; raises ConfigError, by name, for what is not built here.
+
+    Both spellings are read: `rope_theta` and `rope_scaling`, and `rope_parameters` of transformers 5.
+    """
+    if hf.get("model_type") not in MODEL_TYPES:
+        raise ConfigError(f"model_type {hf.get('model_type')!r} is not one of {', '.join(MODEL_TYPES)}")
+    for name, wanted in {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0}.items():
+        if hf.get(name, wanted) != wanted:
+            raise ConfigError(f"{name}={hf[name]!r} is not implemented (only {wanted!r})")
+    if hf.get("attention_bias") and hf["model_type"] != "qwen2":
+        raise ConfigError("attention_bias=True is not implemented (biases of query, key and value: qwen2)")
+    if hf.get("quantization_config"):
+        raise ConfigError("quantization_config: convert the unquantised model")
+    missing = [name for name in _SIZES.values() if name not in hf]
+    if missing:
+        raise ConfigError(f"config.json lacks {', '.join(missing)}")
+    rope = {
+        "rope_theta": hf.get("rope_theta", 10000.0),
+        **(hf.get("rope_scaling") or {}),
+        **hf.get("rope_parameters", {}),
+    }
+    heads = hf["num_attention_heads"]
+    return DecoderConfig(
+        **{ours: hf[theirs] for ours, theirs in _SIZES.items()},
+        num_kv_heads=hf.get("num_key_value_heads") or heads,
+        head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=_rope_scaling(rope),
+        rms_norm_eps=float(hf["rms_norm_eps"]),
+        qkv_bias=hf["model_type"] == "qwen2",
+        tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        sliding_window=_sliding_window(hf),
+    )
+
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+}
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ConfigError(f"rope_type={kind!r} is not implemented (only 'default' and 'llama3')")
+    try:
+        return RopeScaling(
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+        )
+    except KeyError as error:
+        raise ConfigError(f"rope_scaling lacks {error}") from None
+
+
+def _sliding_window(hf: Mapping[str, Any]) -> int | None:
+    kinds = set(hf.get("layer_types") or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        raise ConfigError(f"layer_types {sorted(unknown)} are not implemented")
+    if kinds == {"full_attention"} or not hf.get("use_sliding_window", hf["model_type"] == "mistral"):
+        return None
+    return hf.get("sliding_window")
+
+
+def read_language_model(folder: Path) -> tuple[DecoderConfig, dict[str, Any], dict[str, Any]]:
+    """The decoder's configuration, its weights by path (lazy), and config.json.
+
+    Raises WeightsError or ConfigError unless every tensor is there, has its shape, and is known.
+    """
+    hf = read_json(folder / "config.json")
+    try:
+        config = decoder_config(hf)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/config.json: {error}") from None
+    tensors = without_dead(read_folder(folder))
+    if config.tie_embeddings and "lm_head.weight" in tensors:  # some checkpoints hold the one matrix twice
+        if not np.array_equal(tensors["lm_head.weight"][...], tensors["model.embed_tokens.weight"][...]):
+            raise WeightsError(f"{folder}: tie_word_embeddings is set, but lm_head.weight is another matrix")
+        del tensors["lm_head.weight"]
+    return config, from_torch(language_model_rules(config), tensors, decoder_shapes(config, NO_LORA)), hf
+
+
+def without_dead(tensors: Weights) -> dict[str, Any]:
+    """The tensors of a language model without the buffers that nothing reads."""
+    return {name: tensor for name, tensor in tensors.items() if not re.fullmatch(_DEAD, name)}
+
+
+def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype: np.dtype) -> dict[str, Any]:
+    """config.json for torch: that of the model it was made from, if known, with what is certain from ours over it."""
+    family = "qwen2" if config.qkv_bias else "llama"
+    name = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+    hf = dict(source or {"model_type": family, "architectures": [name], "hidden_act": "silu"})
+    hf |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
+    hf |= {
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_width,
+        "rms_norm_eps": config.rms_norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": str(dtype),
+    }
+    if "rope_parameters" not in hf:
+        hf["rope_theta"] = config.rope_theta
+        scaling = config.rope_scaling
+        hf["rope_scaling"] = None if scaling is None else {"rope_type": "llama3", **scaling.__dict__}
+    if decoder_config(hf) != config:
+        raise WeightsError("config.json of the language model does not describe the model any more")
+    return hf
+
+
+def torch_tensors(config: DecoderConfig, lora: LoRAConfig, arrays: Weights) -> dict[str, Any]:
+    """Hugging Face's tensors of the decoder, adapters merged into the weights they adapt (in float32)."""
+    merged = {path: array for path, array in arrays.items() if not path.endswith(("/lora_a", "/lora_b"))}
+    for target in lora.targets if lora.rank else ():
+        name = f"layers/{target}"
+        kernel, a, b = (arrays[f"{name}/{part}"] for part in ("kernel", "lora_a", "lora_b"))
+        scale = lora.alpha / lora.rank
+        layers = [Merged(Layer(kernel, i), Layer(a, i), Layer(b, i), scale) for i in range(config.num_layers)]
+        merged[f"{name}/kernel"] = Stacked(layers)
+    return to_torch(language_model_rules(config), merged)
+
+
+class Merged(Lazy):
+    """`kernel + scale · a @ b`, computed in float32, in the kernel's dtype."""
+
+    def __init__(self, kernel: Any, a: Any, b: Any, scale: float):
+        self._parts, self._scale = (kernel, a, b), scale
+        self.shape, self.dtype = tuple(kernel.shape), np.dtype(kernel.dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        kernel, a, b = (np.asarray(part[...]).astype(np.float32) for part in self._parts)
+        return (kernel + self._scale * (a @ b)).astype(self.dtype)[index]
+
+
+def adapter_target(name: str) -> str:
+    """Our name of a projection that PEFT calls "q_proj", or "self_attn.q_proj"; raises WeightsError."""
+    for ours, theirs in PROJECTIONS.items():
+        if name in (theirs, theirs.split(".")[1]):
+            return ours
+    raise WeightsError(f"target_modules: {name!r} is not a projection of the decoder's layers")
