@@ -15,6 +15,7 @@ TEST = [
     *BEAM,
     *CONVERT,
     "pytest>=8.4",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.150",
     "chex>=0.1.92",
     "beartype>=0.22",

@@ -1,8 +1,12 @@
 """Model and batch sizes by preset; the stages in configs/stage1.py and configs/stage2.py build on them."""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
+from llamo_jax.config import to_dict
+from llamo_jax.model_folder import is_model_folder, read_model
 
 
 def _model(*, graph_width: int, projector_depth: int, language_model: dict, compute_dtype: str, remat: str) -> dict:
@@ -127,7 +131,15 @@ PRESETS = {
 
 
 def preset(name: str) -> ConfigDict:
-    """The preset's model and data sizes; raises ValueError, naming the known ones, if there is none of that name."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return ConfigDict(PRESETS[name])
+    """The preset's model and data sizes; raises ValueError, naming the known ones, if there is none of that name.
+
+    A model folder (see llamo_jax.model_folder) is one as well: its model, with the sizes of the large presets.
+    """
+    if name in PRESETS:
+        return ConfigDict({**PRESETS[name], "name": name, "init_from": ""})
+    if not is_model_folder(name):
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}, or a model folder")
+    stored = read_model(name)
+    style = stored.prompt.style if stored.prompt else "chat_template"
+    sizes = _pretrained({}, style) | {"model": to_dict(stored.config)}
+    return ConfigDict({**sizes, "name": Path(name).resolve().name, "init_from": name})

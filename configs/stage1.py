@@ -2,6 +2,7 @@
 
     python launch.py --config configs/stage1.py                 # preset tiny, on the embedded corpus
     python launch.py --config configs/stage1.py:PRESET --config.data.source=DIR
+    python launch.py --config configs/stage1.py:MODEL_FOLDER --config.data.source=DIR   # of llamo_jax.convert
 
 In `tiny` and `small` there is no pretrained language model, so everything is trained. With a pretrained one,
 stage 1 trains the graph encoder and the projector, as in the paper.
@@ -24,9 +25,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     return ConfigDict(
         {
             "name": "stage1",
-            "preset": preset,
+            "preset": sizes.name,
             "seed": 0,
-            "init_from": "",
+            "init_from": sizes.init_from,
             "sample_smiles": ("CC(=O)Oc1ccccc1C(=O)O",),
             "model": sizes.model,
             "prompt": {"style": sizes.prompt_style, "show_smiles": True},
@@ -41,7 +42,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "steps": sizes.stage1_steps,
                 "accumulate": 1,
                 "schedule": "warmup_cosine",
-                "learning_rate": 3e-3 if from_scratch else 1e-4,
+                "learning_rate": 1.5e-3 if from_scratch else 1e-4,
                 "final_learning_rate": 1e-4 if from_scratch else 1e-5,
                 "warmup_steps": sizes.warmup_steps,
                 "initial_learning_rate": 5e-7,

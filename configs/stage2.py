@@ -15,7 +15,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     """The run's configuration; see llamo_jax.config for every field."""
     config = stage1.get_config(preset)
     config.name = "stage2"
-    config.init_from = f"runs/stage1-{preset}"
+    config.init_from = f"runs/stage1-{config.preset}"
     config.data.task = "instruction"
     config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": ("query", "value")}
     config.train.steps = stage1.get_preset(preset).stage2_steps

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from data_pipeline.batch import BatchShape, RowSize
 from data_pipeline.conversation import Conversation, Message
@@ -60,6 +61,14 @@ def train(config: Config, workdir: Path) -> TrainState:
     if config.init_from:
         _check_base(config)  # before anything takes time
     _create_workdir(workdir, config)
+    encoder, data = read_data(config, mesh)
+    encoder.tokenizer.save(workdir / "tokenizer")
+    checkpoints.write_config(workdir, config)
+    return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
+
+
+def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data]:
+    """The encoder of prompts and the batches of a run; prepares the embedded corpus if it is asked for and missing."""
     sources = _data_folders(config)
     encoder = _encoder(config, load_tokenizer(_tokenizer_folder(config, sources)))
     shape = batch_shape(config, sharding.batch_shards(mesh))
@@ -67,17 +76,16 @@ def train(config: Config, workdir: Path) -> TrainState:
     validation = _loader(sources, "validation", encoder, shape, config)
     if training is None:
         raise DataError(f"{config.data.source} has no training split")
-    encoder.tokenizer.save(workdir / "tokenizer")
-    checkpoints.write_config(workdir, config)
-    data = loop.Data(training, validation)
-    return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
+    return encoder, loop.Data(training, validation)
 
 
 def batch_shape(config: Config, shards: int) -> BatchShape:
     """The shape of all batches; raises ConfigError if the rows do not divide over the shards."""
     data = config.data
     if data.rows % shards:
-        raise ConfigError(f"config.data.rows={data.rows} does not divide over {shards} batch shards")
+        raise ConfigError(
+            f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
+        )
     row = RowSize(
         data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
     )

@@ -1,0 +1,510 @@
+"""Weights in and out of other formats, with real torch, transformers and peft on the other side."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
+
+from configs import stage1
+from data_pipeline.tokenizer import load_tokenizer
+from llamo_jax import parameters, runs, sharding
+from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import ConfigError, MeshConfig, PromptConfig
+from llamo_jax.convert import __main__ as convert
+from llamo_jax.convert import huggingface
+from llamo_jax.convert.names import below
+from llamo_jax.model_folder import ModelFolder, read_model, write_model
+from llamo_jax.models import LlamaDecoder, LLaMo
+from llamo_jax.models.llama import causal_mask
+from llamo_jax.parameters import WeightsError
+from llamo_jax.training import checkpoints
+from llamo_jax.weights import read_file, read_folder
+from tests import helpers
+
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+FAMILIES = {
+    "llama2": (transformers.LlamaConfig, {"num_key_value_heads": 4}),
+    "llama3.1": (transformers.LlamaConfig, {"rope_theta": 5e5, "rope_scaling": LLAMA3_ROPE}),
+    "tied": (transformers.LlamaConfig, {"tie_word_embeddings": True, "head_dim": 16}),
+    "mistral": (transformers.MistralConfig, {"sliding_window": 64}),
+    "qwen2": (transformers.Qwen2Config, {"rope_theta": 1e6, "rms_norm_eps": 1e-6}),
+}
+
+
+def torch_model(family="llama2", seed=0, **changes):
+    """A tiny model of torch whose every weight, biases and norms included, is random."""
+    kind, options = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = kind(**{**SIZES, **options, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return np.random.default_rng(0).integers(3, 96, (2, 20))
+
+
+def torch_logits(model, ids):
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)).logits.numpy()
+
+
+def our_logits(config, lora, arrays, ids):
+    decoder = LlamaDecoder(config, lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(0))
+    decoder = helpers.load(decoder, {name: np.asarray(array[...]) for name, array in arrays.items()})
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    mask = causal_mask(jnp.ones(ids.shape, jnp.int32))
+    return decoder.logits(decoder(decoder.embed(jnp.asarray(ids)), positions, mask)[0])
+
+
+def run(*arguments):
+    convert.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_equal_transformers(tmp_path, ids, family):
+    model = torch_model(family)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")  # in several files
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    config, arrays, _ = huggingface.read_language_model(tmp_path)
+    got = our_logits(config, huggingface.NO_LORA, arrays, ids)
+    np.testing.assert_allclose(got, torch_logits(model, ids), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gemma"}, "model_type 'gemma' is not one of"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type='longrope'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "rope_scaling lacks 'low_freq_factor'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"layer_types": ["linear_attention"]}, "layer_types"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_options_that_are_not_implemented_are_refused_by_name(change, message):
+    hf = {**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5, **change}
+    with pytest.raises(ConfigError, match=message):
+        huggingface.decoder_config({name: value for name, value in hf.items() if value is not None})
+
+
+def test_a_sliding_window_shorter_than_the_row_is_refused(tmp_path, ids):
+    torch_model("mistral", sliding_window=8).save_pretrained(tmp_path)
+    config, arrays, _ = huggingface.read_language_model(tmp_path)
+    assert config.sliding_window == 8
+    with pytest.raises(ConfigError, match="sliding_window=8"):
+        our_logits(config, huggingface.NO_LORA, arrays, ids)
+    our_logits(config, huggingface.NO_LORA, arrays, ids[:, :8])
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """A folder with a tiny bfloat16 model, and an adapter on four of its projections, as PEFT saves them."""
+    folder = tmp_path_factory.mktemp("adapted")
+    base = torch_model("qwen2").to(torch.bfloat16)
+    base.save_pretrained(folder / "base")
+    targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=12, lora_dropout=0.1, target_modules=targets)).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(folder / "adapter")
+    return folder
+
+
+def loaded(folder, adapter=None):
+    """A saved model in torch, in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+
+
+def test_from_peft_and_back(tmp_path, adapted, ids):
+    folder = adapted
+    expected = torch_logits(loaded(folder / "base", folder / "adapter"), ids)
+    run("from_huggingface", "--language_model", folder / "base", "--adapter", folder / "adapter",
+        "--output", tmp_path / "ours")  # fmt: skip
+    stored = read_model(tmp_path / "ours")
+    assert (stored.config.lora.rank, stored.config.lora.alpha, stored.config.lora.dropout) == (4, 12.0, 0.1)
+    assert stored.config.lora.targets == ("query", "value", "output", "down")
+    assert stored.parts == ("language_model",)
+    with pytest.raises(WeightsError, match="holds only"):
+        LLaMo.load(tmp_path / "ours")
+
+    # with a graph side, as after training
+    config = dataclasses.replace(stored.config, frozen_dtype="float32", compute_dtype="float32")
+    whole = LLaMo(config, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(whole)
+    arrays = parameters.flatten(state) | {name: jnp.asarray(array[...]) for name, array in stored.weights.items()}
+    model_of = nnx.merge(graphdef, parameters.unflatten(state, arrays))
+    model_of.save(tmp_path / "whole")
+    run("to_peft", "--checkpoint", tmp_path / "whole", "--base_model", folder / "base", "--output", tmp_path / "peft")
+    again = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    original = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert set(again) == set(original)
+    for name, tensor in original.items():
+        np.testing.assert_array_equal(again[name], tensor)
+    np.testing.assert_array_equal(torch_logits(loaded(folder / "base", tmp_path / "peft"), ids), expected)
+    decoder, language_model = stored.config.language_model, below("language_model/", stored.weights)
+    np.testing.assert_allclose(our_logits(decoder, stored.config.lora, language_model, ids), expected, atol=2e-5)
+
+    run("to_huggingface", "--checkpoint", tmp_path / "whole", "--output", tmp_path / "merged")
+    merged = loaded(tmp_path / "merged")
+    assert merged.config.model_type == "qwen2"
+    # the base's weights are bfloat16, and so are the merged ones
+    assert np.abs(torch_logits(merged, ids) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_huggingface_round_trip_is_exact(tmp_path):
+    model = torch_model("llama3.1").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "theirs")
+    config = helpers.model_config(graph_width=24)
+    first = tmp_path / "first"
+    decoder, language_model, hf = huggingface.read_language_model(tmp_path / "theirs")
+    config = dataclasses.replace(config, language_model=decoder, frozen_dtype="bfloat16")
+    arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(3))))
+    arrays |= {f"language_model/{name}": jnp.asarray(array[...]) for name, array in language_model.items()}
+    write_model(first, ModelFolder(config, arrays, PromptConfig("plain", True), huggingface=hf))
+    out = tmp_path / "out"
+    run("to_huggingface", "--checkpoint", first, "--output", out)
+    theirs, ours = read_folder(tmp_path / "theirs"), read_folder(out)
+    assert set(theirs) == set(ours)
+    for name, tensor in theirs.items():
+        assert tensor.dtype == ours[name].dtype
+        np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
+    assert json.loads((out / "config.json").read_text())["max_position_embeddings"] == 64
+
+    run("from_huggingface", "--language_model", out, "--graph_encoder", out / "graph_encoder.safetensors",
+        "--projector", out / "projector.safetensors", "--output", tmp_path / "second")  # fmt: skip
+    before, after = read_model(first), read_model(tmp_path / "second")
+    assert after.config.graph_encoder == before.config.graph_encoder
+    assert after.config.projector == before.config.projector
+    assert set(after.weights) == set(before.weights)
+    for name, array in before.weights.items():
+        np.testing.assert_array_equal(array[...], after.weights[name][...], err_msg=name)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+# The original's checkpoints
+
+
+@pytest.fixture(scope="module")
+def lightning(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lightning")
+    with tarfile.open(golden / "ckpts.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_from_official_makes_a_whole_model(golden, lightning, tmp_path, stage, capsys):
+    run("from_official", "--checkpoint", lightning / f"llamo_stage{stage}_like.ckpt",
+        "--language_model", golden / "lm_mha", "--tokenizer", golden / "tokenizer_tiny",
+        "--output", tmp_path / "model")  # fmt: skip
+    assert "a zero row is added" in capsys.readouterr().out
+    model = LLaMo.load(tmp_path / "model")
+    assert model.config.projector.share_level_attention
+    assert model.config.language_model.vocab_size == 513  # with the pad token
+    assert model.config.lora.rank == (8 if stage == 2 else 0)
+    assert read_model(tmp_path / "model").prompt == PromptConfig("llama2", True)
+    assert load_tokenizer(tmp_path / "model" / "tokenizer").size <= 513
+    with pytest.raises(SystemExit, match="exists already"):
+        run("from_official", "--checkpoint", lightning / "llamo_stage1_like.ckpt",
+            "--language_model", golden / "lm_mha", "--output", tmp_path / "model")  # fmt: skip
+
+
+def damaged(name, change):
+    """A change of the stage 1 checkpoint's state_dict."""
+
+    def apply(content):
+        change(content["state_dict"])
+        return content
+
+    return pytest.param(apply, name, id=name[:40])
+
+
+KEY = "mllm.abstractor.cross_attention.3.in_proj_bias"
+EMBED = "mllm.language_model.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        damaged(r"unexpected: \['extra'\]", lambda s: s.update({"mllm.abstractor.extra": torch.zeros(1)})),
+        damaged(r"unexpected tensors \['other.weight'\]", lambda s: s.update({"other.weight": torch.zeros(1)})),
+        damaged(r"missing: \['net.4.bias'\]", lambda s: s.pop("mllm.abstractor.net.4.bias")),
+        damaged("net.4.bias: expected shape", lambda s: s.update({"mllm.abstractor.net.4.bias": torch.zeros(3)})),
+        damaged("cross_attention.3.in_proj_bias differs", lambda s: s.update({KEY: s[KEY] + 1})),
+        damaged("cross_attention.5", lambda s: [s.pop(k) for k in list(s) if "cross_attention.5" in k]),
+        damaged("embed_tokens.weight: holds NaN", lambda s: s[EMBED].__setitem__((5, 3), float("nan"))),
+    ],
+)
+def test_damaged_official_checkpoints_are_refused(golden, lightning, tmp_path, change, message):
+    content = torch.load(lightning / "llamo_stage1_like.ckpt", weights_only=True)
+    torch.save(change(content), tmp_path / "bad.ckpt")
+    with pytest.raises(SystemExit, match=message):
+        run("from_official", "--checkpoint", tmp_path / "bad.ckpt", "--language_model", golden / "lm_mha",
+            "--output", tmp_path / "model")  # fmt: skip
+    assert not (tmp_path / "model").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_pickles_and_cut_torch_files_are_refused(golden, lightning, tmp_path):
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "evil.ckpt")
+    whole = (lightning / "llamo_stage1_like.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    for name in ("evil.ckpt", "cut.ckpt", "absent.ckpt"):
+        with pytest.raises(SystemExit, match=f"{name}: torch refuses to load it safely"):
+            run("from_official", "--checkpoint", tmp_path / name, "--language_model", golden / "lm_mha",
+                "--output", tmp_path / "model")  # fmt: skip
+
+
+def test_molecule_stm_files(golden, tmp_path):
+    """As distributed: a torch file with the prediction head in it."""
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(golden / "gin.safetensors").items()}
+    torch.save({**tensors, "graph_pred_linear.weight": torch.zeros(1, 300)}, tmp_path / "molecule_model.pth")
+    run("from_huggingface", "--language_model", golden / "lm_mha", "--output", tmp_path / "model",
+        "--graph_encoder", tmp_path / "molecule_model.pth")  # fmt: skip
+    stored = read_model(tmp_path / "model")
+    assert set(stored.parts) == {"language_model", "graph_encoder"}
+    table = below("graph_encoder/", stored.weights)["atom_embedding/table"][...]
+    np.testing.assert_array_equal(table[123], 0)  # the fifth kind of chirality
+    first = tensors["molecule_node_model.atom_encoder.atom_embedding_list.0.weight"].numpy()
+    np.testing.assert_array_equal(table[:119], first)
+
+
+# Damaged folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def resaved(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NORM), rf"missing: \['{NORM}'\]"),
+        (lambda t: t.update(extra=np.zeros(1, np.float32)), r"unexpected: \['extra'\]"),
+        (lambda t: t.update({NORM: np.ones(5, np.float32)}), rf"{NORM}: expected shape \(32,\), got \(5,\)"),
+        (lambda t: t[NORM].__setitem__(3, np.nan), f"{NORM}: holds NaN"),
+        (lambda t: t[NORM].__setitem__(3, np.inf), f"{NORM}: holds NaN or infinity"),
+    ],
+)
+def test_damaged_tensors_are_named(folder, tmp_path, change, message):
+    resaved(folder, change)
+    with pytest.raises(SystemExit, match=message):
+        run("from_huggingface", "--language_model", folder, "--output", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_truncated_and_foreign_files_are_named(folder, tmp_path):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(WeightsError, match=r"cut short in the tensors \['model.norm.weight'\]"):
+        read_folder(folder)
+    path.write_bytes(b"no weights")
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        read_folder(folder)
+    path.rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"pickled weights \(pytorch_model.bin\)"):
+        read_folder(folder)
+
+
+def test_the_index_is_checked(folder, tmp_path):
+    index = folder / "model.safetensors.index.json"
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    index.write_text(json.dumps({"weight_map": names}))
+    assert set(read_folder(folder)) == set(names)
+    shutil.copy(folder / "model.safetensors", tmp_path / "outside.safetensors")
+    for change, message in (
+        ({NORM: "../outside.safetensors"}, "refused"),
+        ({NORM: str(tmp_path / "outside.safetensors")}, "refused"),
+        ({NORM: "absent.safetensors"}, "no such file"),
+        ({"phantom": "model.safetensors"}, r"missing: \['phantom'\]"),
+    ):
+        index.write_text(json.dumps({"weight_map": {**names, **change}}))
+        with pytest.raises(WeightsError, match=message):
+            read_folder(folder)
+    index.write_text("[]")
+    with pytest.raises(WeightsError, match="no weight_map"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"use_rslora": True}, "use_rslora=True"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern"),
+        ({"target_modules": "all-linear"}, "target_modules must be a list"),
+        ({"target_modules": ["embed_tokens"]}, "'embed_tokens' is not a projection"),
+        ({"peft_type": "IA3"}, "'IA3' is not LORA"),
+        ({"r": 5}, r"lora_A.weight: expected shape \(5, 32\), got \(4, 32\)"),
+    ],
+)
+def test_adapters_that_are_not_implemented_are_refused(adapted, tmp_path, change, message):
+    folder = adapted
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SystemExit, match=message):
+        run("from_huggingface", "--language_model", folder / "base", "--adapter", tmp_path / "adapter",
+            "--output", tmp_path / "ours")  # fmt: skip
+
+
+def test_a_hub_id_without_network_says_what_to_do():
+    with pytest.raises(WeightsError, match=r"hf download some-org/some-model --local-dir FOLDER"):
+        huggingface.locate("some-org/some-model")
+    with pytest.raises(WeightsError, match="no such folder"):
+        huggingface.locate("/no/such/folder")
+
+
+# Our own folders
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    config = helpers.model_config(lora_rank=4)
+    definition, arrays = helpers.definition_and_arrays(config)
+    model = definition.merge(arrays)
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model.save(folder, prompt=PromptConfig("plain", True))
+    return folder, model
+
+
+def test_saved_models_load_on_any_mesh(saved):
+    folder, model = saved
+    expected = parameters.flatten(nnx.state(model))
+    for mesh in (None, sharding.make_mesh(MeshConfig(1, 4, 2))):
+        loaded = LLaMo.load(folder, mesh)
+        assert loaded.config == model.config  # adapters included
+        arrays = parameters.flatten(nnx.state(loaded))
+        jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+    kernel = arrays["language_model/layers/gate/kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 24)}
+    batch = helpers.batch()
+    np.testing.assert_array_equal(LLaMo.load(folder)(batch)[0], model(batch)[0])
+
+
+def test_saved_folders_are_strict(saved, tmp_path):
+    folder, model = saved
+    with pytest.raises(WeightsError, match="exists already"):
+        model.save(folder)
+    with pytest.raises(WeightsError, match="not a model folder"):
+        LLaMo.load(tmp_path)
+    shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(WeightsError, match="format_version 99"):
+        LLaMo.load(tmp_path / "copy")
+    del config["model"]["lora"]
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="lora"):
+        LLaMo.load(tmp_path / "copy")
+    shutil.copy(folder / "config.json", tmp_path / "copy")
+    tensors = load_file(folder / "model.safetensors")
+    name = "language_model/layers/query/lora_a"
+    save_file({**tensors, name: tensors[name][:, :, :2].copy()}, tmp_path / "copy" / "model.safetensors")
+    with pytest.raises(WeightsError, match=rf"{name}: expected shape"):
+        LLaMo.load(tmp_path / "copy")
+
+
+def test_writing_is_all_or_nothing(saved, tmp_path):
+    _, model = saved
+    broken = parameters.flatten(nnx.state(model))
+    broken["projector/norm/bias"] = broken["projector/norm/bias"].at[0].set(jnp.nan)
+    graphdef, state = nnx.split(model)
+    with pytest.raises(WeightsError, match="projector/norm/bias: holds NaN"):
+        nnx.merge(graphdef, parameters.unflatten(state, broken)).save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_lazy_arrays_are_read_in_parts(folder):
+    """Every slice of every kind of lazy array is that of the whole."""
+    _, arrays, _ = huggingface.read_language_model(folder)
+    tensors = read_file(folder / "model.safetensors")
+    kernel = arrays["layers/query/kernel"]
+    whole = np.stack([tensors[f"model.layers.{i}.self_attn.q_proj.weight"][...].T for i in range(2)])
+    np.testing.assert_array_equal(kernel[...], whole)
+    for index in (1, np.s_[1:2], np.s_[:, 3:9], np.s_[0:1, 5:7, 30:], np.s_[:, :, 4:8]):
+        np.testing.assert_array_equal(kernel[index], whole[index])
+    embedding = arrays["embedding"]
+    np.testing.assert_array_equal(embedding[10:20, 3:5], tensors["model.embed_tokens.weight"][...][10:20, 3:5])
+
+
+def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
+    """Stage 1 with a language model from Hugging Face, which comes out as it went in."""
+    torch_model(vocab_size=2048).save_pretrained(tmp_path / "lm")
+    run("from_huggingface", "--language_model", tmp_path / "lm", "--tokenizer", few / "description" / "tokenizer",
+        "--prompt_style", "plain", "--output", tmp_path / "base")  # fmt: skip
+    config = stage1.get_config(str(tmp_path / "base"))
+    assert config.init_from == str(tmp_path / "base")
+    config.data.update({"source": str(few / "description"), "rows": 8, "tokens_per_row": 256})
+    config.train.update({"steps": 2, "warmup_steps": 1, "log_every": 2, "eval_every": 2, "checkpoint_every": 2})
+    wrong = config.copy_and_resolve_references()
+    wrong.model.language_model.rope_theta = 7.0
+    with pytest.raises(ConfigError, match=r"rope_theta=7.0 \(there 10000.0\)"):
+        runs.train(runs.read_config(wrong), tmp_path / "wrong")
+    runs.train(runs.read_config(config), tmp_path / "run")
+    with pytest.raises(SystemExit, match="has no adapters"):
+        run("to_peft", "--checkpoint", tmp_path / "run", "--output", tmp_path / "out")
+    run("to_huggingface", "--checkpoint", tmp_path / "run", "--output", tmp_path / "out")
+    theirs, ours = read_folder(tmp_path / "lm"), read_folder(tmp_path / "out")
+    for name, tensor in theirs.items():  # frozen all the while
+        np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
+    assert Assistant.load(tmp_path / "run", max_new_tokens=4).ask("What is it?", smiles="CCO") is not None
+    with pytest.raises(checkpoints.CheckpointError, match="not a whole model"):
+        Assistant.load(tmp_path / "base")
