@@ -49,7 +49,7 @@ from llamo_jax.convert.names import (
 )
 from llamo_jax.generation.decode import Beams, Generated, beam_search, collate_prompts, greedy
 from llamo_jax.models import GINEncoder, MultiLevelProjector
-from llamo_jax.models.definition import define_model, statistics_names
+from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.training.step import TrainState, cross_entropy, make_eval_step, make_train_step
 from llamo_jax.training.trainable import make_optimizer, rules_of, select_trainable
 
@@ -246,10 +246,18 @@ def build(module: nnx.Module, arrays: Mapping[str, Any]) -> Any:
     return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
 
 
+definition_of = functools.cache(define_model)
+"""One definition for each configuration, so that its programs are compiled once."""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(definition: ModelDefinition, arrays: Mapping[str, Any], batch: Batch) -> Array:
+    return definition.merge(dict(arrays))(batch)[0]
+
+
 def run(config: ModelConfig, arrays: Mapping[str, Any], batch: Batch) -> tuple[np.ndarray, float]:
     """Logits and mean loss of a batch."""
-    definition = define_model(config)
-    logits, _ = jax.jit(lambda a, b: definition.merge(a)(b))(arrays, batch)
+    logits = _logits(definition_of(config), arrays, batch)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.targets[..., None], axis=-1)[..., 0]
     return np.asarray(logits), -float(np.mean(np.asarray(chosen)[np.asarray(batch.target_mask)]))
 
@@ -353,7 +361,7 @@ def gradients(golden: Golden, result: Comparison) -> None:
         for about, stored, stage in cases:
             train = about.endswith("bn_train")
             config, arrays = golden.model(variant, lora=stage == 2)
-            definition = define_model(config)
+            definition = definition_of(config)
             trained = _trained(definition, stage)
             on = {name: jnp.asarray(array) for name, array in arrays.items() if trained.get(name)}
             off = {name: jnp.asarray(array) for name, array in arrays.items() if name not in on}
@@ -477,7 +485,7 @@ def adamw(golden: Golden, result: Comparison, only: str = ".*") -> None:
 def _ten_steps(
     config: ModelConfig, arrays: Mapping[str, Any], batch: Batch, settings: TrainConfig, stage: int
 ) -> list[float]:
-    definition = define_model(config)
+    definition = definition_of(config)
     trained, statistics = _trained(definition, stage), statistics_names(definition)
     optimizer = make_optimizer(settings)
     on = {name: jnp.asarray(arrays[name]) for name in trained if trained[name]}
@@ -520,7 +528,7 @@ def greedy_tokens(golden: Golden, result: Comparison) -> None:
             (True, "lora_greedy", 2),
         ):
             config, arrays = golden.model(variant, lora=lora)
-            definition, batch = define_model(config), collate_prompts(_prompts(golden), eos)
+            definition, batch = definition_of(config), collate_prompts(_prompts(golden), eos)
             found: Generated = greedy(definition, arrays, batch, max_new_tokens=24, eos_id=eos)
             sequences = expected[f"{name}_sequences"]
             rows, length = sequences.shape
@@ -540,7 +548,7 @@ def beams(golden: Golden, result: Comparison) -> None:
             (True, "lora_beam4", 2),
         ):
             config, arrays = golden.model(variant, lora=lora)
-            definition, batch = define_model(config), collate_prompts(_prompts(golden), eos)
+            definition, batch = definition_of(config), collate_prompts(_prompts(golden), eos)
             found: Beams = beam_search(definition, arrays, batch, max_new_tokens=24, eos_id=eos, num_beams=4)
             tokens, scores = np.asarray(found.tokens)[:3], np.asarray(found.scores)[:3]
             best, best_scores = expected[f"{name}_sequences"], expected[f"{name}_sequences_scores"]
@@ -639,7 +647,7 @@ def checkpoint(golden: Golden, result: Comparison) -> None:
         rows, columns = inputs[f"stage{stage}_label_pos"]
         result.close(f"stage {stage} logits", got[rows, columns], inputs[f"stage{stage}_label_logits"], atol=1e-3)
         result.close(f"stage {stage} loss", got_loss, golden.json("ckpt")[f"stage{stage}_loss"], atol=1e-4)
-        definition = define_model(config)
+        definition = definition_of(config)
         found = greedy(definition, arrays, collate_prompts(prompts, 2), max_new_tokens=20, eos_id=2)
         expected = inputs[f"stage{stage}_greedy"]
         tokens = np.asarray(found.tokens)[: len(expected), : expected.shape[1]]

@@ -107,9 +107,9 @@ def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:
 
     arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
     keys = jax.random.split(jax.random.key(seed + 1), len(arrays))
+    noise = {name: 0.05 * jax.random.normal(key, arrays[name].shape) for name, key in zip(arrays, keys, strict=True)}
     noisy = {
-        name: array + 0.1 * jnp.abs(jax.random.normal(key, array.shape))
-        for key, (name, array) in zip(keys, arrays.items(), strict=True)
+        name: array + (jnp.abs(noise[name]) if name.endswith("/var") else noise[name]) for name, array in arrays.items()
     }
     return define_model(config), noisy
 

@@ -32,7 +32,10 @@ def run(*arguments, cwd):
         (["--config", ROOT / "configs/stage1.py", "--config.prompt.style=latin"], "'latin' is not one of plain"),
         (["--config", ROOT / "configs/stage1.py", "--config.mesh.data=3"], "does not fit 8 devices"),
         (["--config", ROOT / "configs/stage1.py", "--config.data.source=/nowhere"], "is not a prepared dataset"),
-        (["--config", ROOT / "configs/stage2.py", "--config.init_from=/nowhere"], "/nowhere is not a training run"),
+        (
+            ["--config", ROOT / "configs/stage2.py", "--config.init_from=/nowhere"],
+            "/nowhere is neither a training run nor a model folder",
+        ),
         (["--config", ROOT / "configs/stage1.py", "--workdir", "a_file"], "cannot create the workdir a_file"),
         (["--config", ROOT / "configs/stage1.py", "extra"], "unexpected arguments"),
         (["--config", ROOT / "configs/stage9.py"], "No such file"),

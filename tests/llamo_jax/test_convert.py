@@ -23,7 +23,7 @@ from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import ConfigError, MeshConfig, PromptConfig
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert import huggingface
-from llamo_jax.convert.names import below
+from llamo_jax.convert.names import below, prefixed
 from llamo_jax.model_folder import ModelFolder, read_model, write_model
 from llamo_jax.models import LlamaDecoder, LLaMo
 from llamo_jax.models.llama import causal_mask
@@ -488,8 +488,11 @@ def test_lazy_arrays_are_read_in_parts(folder):
 def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
     """Stage 1 with a language model from Hugging Face, which comes out as it went in."""
     torch_model(vocab_size=2048).save_pretrained(tmp_path / "lm")
-    run("from_huggingface", "--language_model", tmp_path / "lm", "--tokenizer", few / "description" / "tokenizer",
-        "--prompt_style", "plain", "--output", tmp_path / "base")  # fmt: skip
+    decoder, language_model, hf = huggingface.read_language_model(tmp_path / "lm")
+    model = dataclasses.replace(helpers.model_config(), language_model=decoder)
+    weights = prefixed("language_model/", language_model)
+    stored = ModelFolder(model, weights, PromptConfig("plain", True), ("language_model",), hf)
+    write_model(tmp_path / "base", stored, load_tokenizer(few / "description" / "tokenizer"))
     config = stage1.get_config(str(tmp_path / "base"))
     assert config.init_from == str(tmp_path / "base")
     config.data.update({"source": str(few / "description"), "rows": 8, "tokens_per_row": 256})

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import parity
+from benchmarks import bfloat16, parity
 from benchmarks.parity import Comparison, Golden
 from data_pipeline.batch import EncodedConversation
 from llamo_jax.config import DecoderConfig
 from llamo_jax.convert.huggingface import NO_LORA
 from llamo_jax.convert.names import prefixed
 from llamo_jax.generation.decode import collate_prompts, greedy
+from llamo_jax.models.definition import define_model
 from tests import helpers
 
 
@@ -87,22 +88,43 @@ def read_llama2c(path):
     return DecoderConfig(*sizes, 10000.0, None, 1e-5, qkv_bias=False, tie_embeddings=True, sliding_window=None), arrays
 
 
-def test_a_pretrained_llama_tells_its_story(shared_data):
-    """stories260K, greedily from BOS: ids and log-probabilities as llama2.c gives them."""
-    expected = json.loads((shared_data / "tiny_llama" / "expected.json").read_text())
-    decoder, arrays = read_llama2c(shared_data / "tiny_llama" / "stories260K.bin")
+@pytest.fixture(scope="module")
+def storyteller(shared_data):
+    """stories260K with an arbitrary graph side: what llama2.c expects of it, configuration, weights."""
+    folder = shared_data / "tiny_llama"
+    decoder, arrays = read_llama2c(folder / "stories260K.bin")
     config = dataclasses.replace(helpers.model_config(), language_model=decoder, lora=NO_LORA)
-    definition, around = helpers.definition_and_arrays(config)
+    _, around = helpers.definition_and_arrays(config)
     around = {name: array for name, array in around.items() if not name.startswith("language_model/")}
-    bos = np.array([expected["bos"]], np.int32)
-    prompt = EncodedConversation(bos, bos < 0, np.full(1, -1, np.int32), np.zeros(1, np.int32), ())
+    weights = around | prefixed("language_model/", jax.tree.map(jnp.asarray, arrays))
+    return json.loads((folder / "expected.json").read_text()), config, weights
+
+
+def text(ids):
+    """Plain text as a prompt."""
+    ids = np.array(ids, np.int32)
+    return EncodedConversation(ids, np.zeros(len(ids), bool), np.full(len(ids), -1, np.int32), np.zeros_like(ids), ())
+
+
+def test_a_pretrained_llama_tells_its_story(storyteller):
+    """Greedily from BOS: ids and log-probabilities as llama2.c gives them."""
+    expected, config, weights = storyteller
     found = greedy(
-        definition,
-        {**around, **prefixed("language_model/", jax.tree.map(jnp.asarray, arrays))},
-        collate_prompts([prompt], eos_id=2),
+        define_model(config),
+        weights,
+        collate_prompts([text([expected["bos"]])], eos_id=2),
         max_new_tokens=len(expected["greedy_ids"]) - 1,
         eos_id=2,
     )
     np.testing.assert_array_equal(found.tokens[0], expected["greedy_ids"][1:])
     # the file gives five digits
     np.testing.assert_allclose(found.log_probabilities[0], expected["greedy_logprobs"], atol=1e-5 + 5e-6)
+
+
+def test_bfloat16_says_nearly_the_same(storyteller):
+    expected, config, weights = storyteller
+    batch = jax.tree.map(jnp.asarray, collate_prompts([text(expected["greedy_ids"])], eos_id=2))
+    divergence, same = bfloat16.compare(config, weights, batch)
+    assert len(divergence) == len(expected["greedy_ids"])
+    assert 0 < divergence.mean() <= 1e-3
+    assert same.mean() >= 0.99

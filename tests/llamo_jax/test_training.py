@@ -104,7 +104,11 @@ def test_accumulation_equals_one_large_batch():
             state, metrics = step(state, frozen, stacked(rows))
         gradients.append({name: before[name] - x for name, x in jax.device_get(state.trained).items()})
         gradients[-1]["loss"] = metrics["loss"]
+    largest = max(np.abs(gradient).max() for gradient in gradients[1].values())
     for name, expected in gradients[1].items():  # the golden values' bound for full gradients
+        if name.endswith("_attention/key/bias"):  # shifts all scores of a softmax alike: rounding noise alone
+            assert max(np.abs(expected).max(), np.abs(gradients[0][name]).max()) < 1e-7 * largest
+            continue
         np.testing.assert_allclose(
             gradients[0][name], expected, rtol=0, atol=2e-3 * np.abs(expected).max(), err_msg=name
         )
