@@ -14,7 +14,7 @@ import re
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,6 @@ from llamo_jax.training.trainable import make_optimizer, rules_of, select_traina
 
 VARIANTS = ("mha", "gqa")
 Q = 28
-SMALL = RowSize(tokens=0, molecules=3, atoms=120, edges=260, motifs=50)
 
 
 class Error(NamedTuple):
@@ -214,8 +213,14 @@ def batch_of(
             one.graphs,
         )
         rows.append([more])
-    shape = BatchShape(len(rows), 1, SMALL._replace(tokens=ids.shape[1]))
-    return jax.tree.map(jnp.asarray, collate(rows, shape))
+    return _collated(rows, ids.shape[1])
+
+
+def _collated(rows: Sequence[Sequence[EncodedConversation]], tokens: int) -> Batch:
+    """Rows of one conversation, with room for the largest of them."""
+    sizes = np.max([one.size() for row in rows for one in row], axis=0)
+    largest = RowSize(*map(int, sizes))._replace(tokens=tokens)
+    return jax.tree.map(jnp.asarray, collate(rows, BatchShape(len(rows), 1, largest)))
 
 
 def training_batch(golden: Golden) -> tuple[Batch, np.ndarray]:
@@ -286,8 +291,7 @@ def _encoded(golden: Golden, train: bool) -> tuple[Array, GINEncoder, Batch]:
     config, arrays = golden.model("mha")
     graphs = graphs_of(golden.npz("gin"))
     shown = conversation_of(np.zeros(2, np.int64), None, graphs)
-    shape = BatchShape(1, 1, SMALL._replace(tokens=2, molecules=len(graphs)))
-    batch = jax.tree.map(jnp.asarray, collate([[shown]], shape))
+    batch = _collated([[shown]], 2)
     encoder = build(GINEncoder(config.graph_encoder, rngs=nnx.Rngs(0)), below("graph_encoder/", arrays))
     return encoder(batch.molecules.atoms, batch_statistics=train), encoder, batch
 
@@ -506,9 +510,16 @@ def _prompts(golden: Golden) -> list[EncodedConversation]:
     return prompts_of(inputs["gen_input_ids"], inputs["gen_attention_mask"], graphs_of(inputs, "gg_"))
 
 
-def _endings(about: dict, key: str, name: str) -> tuple[tuple[str, int], ...]:
-    """Runs of the original: with the real end token, and with one that comes up early."""
-    return ((name, 2), (f"{name}_eos", about[key]))
+def _generations(golden: Golden, variant: str, name: str, key: str) -> Iterator[tuple[str, ModelDefinition, dict, int]]:
+    """Runs of the original, as (name, definition, arrays, end token).
+
+    With the real end token, with one that comes up early, and with adapters.
+    """
+    real = huggingface.read_json(golden.folder / f"lm_{variant}" / "config.json")["eos_token_id"]
+    early = golden.json("full")[variant][key]
+    for lora, run_name, eos in ((False, name, real), (False, f"{name}_eos", early), (True, f"lora_{name}", real)):
+        config, arrays = golden.model(variant, lora=lora)
+        yield run_name, definition_of(config), arrays, eos
 
 
 def _tokens_equal(result: Comparison, what: str, got: np.ndarray, expected: np.ndarray, eos: int) -> None:
@@ -522,38 +533,31 @@ def _tokens_equal(result: Comparison, what: str, got: np.ndarray, expected: np.n
 def greedy_tokens(golden: Golden, result: Comparison) -> None:
     """Greedy token ids exactly, and their log-probabilities."""
     for variant in VARIANTS:
-        expected, about = golden.npz(f"full_{variant}"), golden.json("full")[variant]
-        for lora, name, eos in (
-            *((False, *ending) for ending in _endings(about, "eos_variant_token", "greedy")),
-            (True, "lora_greedy", 2),
-        ):
-            config, arrays = golden.model(variant, lora=lora)
-            definition, batch = definition_of(config), collate_prompts(_prompts(golden), eos)
-            found: Generated = greedy(definition, arrays, batch, max_new_tokens=24, eos_id=eos)
+        expected = golden.npz(f"full_{variant}")
+        length = expected["greedy_sequences"].shape[1]
+        for name, definition, arrays, eos in _generations(golden, variant, "greedy", "eos_variant_token"):
+            batch = collate_prompts(_prompts(golden), eos)
+            found: Generated = greedy(definition, arrays, batch, max_new_tokens=length, eos_id=eos)
             sequences = expected[f"{name}_sequences"]
-            rows, length = sequences.shape
-            _tokens_equal(result, f"{variant} {name}", np.asarray(found.tokens)[:rows, :length], sequences, eos)
+            part = np.s_[: sequences.shape[0], : sequences.shape[1]]
+            _tokens_equal(result, f"{variant} {name}", np.asarray(found.tokens)[part], sequences, eos)
             real = np.cumsum(sequences == eos, axis=1) - (sequences == eos) == 0
-            ours = np.asarray(found.log_probabilities)[:rows, :length][real]
-            theirs = expected[f"{name}_chosen_logprob"].T[real]
-            result.close(f"{variant} {name} log-probabilities", ours, theirs, atol=2e-4)
+            ours, theirs = np.asarray(found.log_probabilities)[part], expected[f"{name}_chosen_logprob"].T
+            result.close(f"{variant} {name} log-probabilities", ours[real], theirs[real], atol=2e-4)
 
 
 def beams(golden: Golden, result: Comparison) -> None:
     """Beam search with four beams: token ids exactly, and scores, of all hypotheses."""
     for variant in VARIANTS:
-        expected, about = golden.npz(f"full_{variant}"), golden.json("full")[variant]
-        for lora, name, eos in (
-            *((False, *ending) for ending in _endings(about, "eos_variant_token_beam", "beam4")),
-            (True, "lora_beam4", 2),
-        ):
-            config, arrays = golden.model(variant, lora=lora)
-            definition, batch = definition_of(config), collate_prompts(_prompts(golden), eos)
-            found: Beams = beam_search(definition, arrays, batch, max_new_tokens=24, eos_id=eos, num_beams=4)
-            tokens, scores = np.asarray(found.tokens)[:3], np.asarray(found.scores)[:3]
-            best, best_scores = expected[f"{name}_sequences"], expected[f"{name}_sequences_scores"]
+        expected = golden.npz(f"full_{variant}")
+        length = expected["beam4_sequences"].shape[1]
+        for name, definition, arrays, eos in _generations(golden, variant, "beam4", "eos_variant_token_beam"):
+            batch = collate_prompts(_prompts(golden), eos)
+            found: Beams = beam_search(definition, arrays, batch, max_new_tokens=length, eos_id=eos, num_beams=4)
+            best = expected[f"{name}_sequences"]
+            tokens, scores = np.asarray(found.tokens)[: len(best)], np.asarray(found.scores)[: len(best)]
             _tokens_equal(result, f"{variant} {name}", tokens[:, 0, : best.shape[1]], best, eos)
-            result.close(f"{variant} {name} scores", scores[:, 0], best_scores, atol=2e-4)
+            result.close(f"{variant} {name} scores", scores[:, 0], expected[f"{name}_sequences_scores"], atol=2e-4)
             if f"{name}_all_sequences" in expected:
                 every = expected[f"{name}_all_sequences"]
                 ours = tokens.reshape(len(every), -1)[:, : every.shape[1]]
@@ -641,6 +645,7 @@ def checkpoint(golden: Golden, result: Comparison) -> None:
         inputs["train_num_graphs"],
     )
     prompts = prompts_of(inputs["eval_input_ids"], inputs["eval_attention_mask"], graphs)
+    eos = huggingface.read_json(golden.folder / "lm_mha" / "config.json")["eos_token_id"]
     for stage in (1, 2):
         config, arrays = golden.checkpoint(stage)
         got, got_loss = run(config, arrays, batch)
@@ -648,10 +653,11 @@ def checkpoint(golden: Golden, result: Comparison) -> None:
         result.close(f"stage {stage} logits", got[rows, columns], inputs[f"stage{stage}_label_logits"], atol=1e-3)
         result.close(f"stage {stage} loss", got_loss, golden.json("ckpt")[f"stage{stage}_loss"], atol=1e-4)
         definition = definition_of(config)
-        found = greedy(definition, arrays, collate_prompts(prompts, 2), max_new_tokens=20, eos_id=2)
         expected = inputs[f"stage{stage}_greedy"]
+        batch_of_prompts = collate_prompts(prompts, eos)
+        found = greedy(definition, arrays, batch_of_prompts, max_new_tokens=expected.shape[1], eos_id=eos)
         tokens = np.asarray(found.tokens)[: len(expected), : expected.shape[1]]
-        _tokens_equal(result, f"stage {stage} greedy", tokens, expected, 2)
+        _tokens_equal(result, f"stage {stage} greedy", tokens, expected, eos)
 
 
 COMPONENTS: dict[str, Callable[..., None]] = {
