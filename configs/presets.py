@@ -100,7 +100,7 @@ PRESETS = {
         "data": _rows(rows=8, tokens=256, molecules=5, atoms=72, motifs=32),
         "prompt_style": "plain",
         "from_scratch": True,
-        "stage1_steps": 680,
+        "stage1_steps": 620,
         "stage2_steps": 600,
         "warmup_steps": 40,
     },
