@@ -176,13 +176,15 @@ def _read(folder: Path) -> ModelFolder:
 
 
 def _write_graph_side(folder: Path, stored: ModelFolder) -> None:
-    """Encoder and projector under the original's names, for torch, with their configuration."""
+    """What there is of encoder and projector under the original's names, for torch, with their configuration."""
     config = stored.config
-    encoder = to_torch(graph_encoder_rules(config.graph_encoder), below("graph_encoder/", stored.weights))
-    counters = {name: np.zeros((), np.int64) for name in batch_norm_counters(config.graph_encoder)}
-    write_file(folder / "graph_encoder.safetensors", encoder | counters)
-    rules = projector_rules(config.projector, config.num_levels)
-    write_file(folder / "projector.safetensors", to_torch(rules, below("projector/", stored.weights)))
+    if "graph_encoder" in stored.parts:
+        encoder = to_torch(graph_encoder_rules(config.graph_encoder), below("graph_encoder/", stored.weights))
+        counters = {name: np.zeros((), np.int64) for name in batch_norm_counters(config.graph_encoder)}
+        write_file(folder / "graph_encoder.safetensors", encoder | counters)
+    if "projector" in stored.parts:
+        rules = projector_rules(config.projector, config.num_levels)
+        write_file(folder / "projector.safetensors", to_torch(rules, below("projector/", stored.weights)))
     content = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}
     (folder / official.GRAPH_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
 

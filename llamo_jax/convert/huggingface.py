@@ -69,13 +69,13 @@ def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
         raise ConfigError("attention_bias=True is not implemented (biases of query, key and value: qwen2)")
     if hf.get("quantization_config"):
         raise ConfigError("quantization_config: convert the unquantised model")
-    missing = [name for name in _SIZES.values() if name not in hf]
+    missing = [name for name in (*_SIZES.values(), "rms_norm_eps") if name not in hf]
     if missing:
         raise ConfigError(f"config.json lacks {', '.join(missing)}")
     rope = {
         "rope_theta": hf.get("rope_theta", 10000.0),
         **(hf.get("rope_scaling") or {}),
-        **hf.get("rope_parameters", {}),
+        **(hf.get("rope_parameters") or {}),
     }
     heads = hf["num_attention_heads"]
     return DecoderConfig(
@@ -162,7 +162,7 @@ def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype:
         "tie_word_embeddings": config.tie_embeddings,
         "torch_dtype": str(dtype),
     }
-    if "rope_parameters" not in hf:
+    if not hf.get("rope_parameters"):
         hf["rope_theta"] = config.rope_theta
         scaling = config.rope_scaling
         hf["rope_scaling"] = None if scaling is None else {"rope_type": "llama3", **scaling.__dict__}

@@ -115,6 +115,7 @@ def test_families_equal_transformers(tmp_path, ids, family):
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"layer_types": ["linear_attention"]}, "layer_types"),
         ({"hidden_size": None}, "hidden_size"),
+        ({"rms_norm_eps": None}, "config.json lacks rms_norm_eps"),
     ],
 )
 def test_options_that_are_not_implemented_are_refused_by_name(change, message):
@@ -470,6 +471,17 @@ def test_writing_is_all_or_nothing(saved, tmp_path):
     with pytest.raises(WeightsError, match="projector/norm/bias: holds NaN"):
         nnx.merge(graphdef, parameters.unflatten(state, broken)).save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_language_model_alone_goes_out_again(folder, tmp_path):
+    run("from_huggingface", "--language_model", folder, "--output", tmp_path / "ours")
+    run("to_huggingface", "--checkpoint", tmp_path / "ours", "--output", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json", "graph_config.json", "model.safetensors"
+    }  # fmt: skip
+    theirs, ours = read_folder(folder), read_folder(tmp_path / "out")
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
 
 
 def test_lazy_arrays_are_read_in_parts(folder):
