@@ -50,7 +50,8 @@ from llamo_jax.convert.names import (
 from llamo_jax.generation.decode import Beams, Generated, beam_search, collate_prompts, greedy
 from llamo_jax.models import GINEncoder, MultiLevelProjector
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
-from llamo_jax.training.step import TrainState, cross_entropy, make_eval_step, make_train_step
+from llamo_jax.training.loss import cross_entropy
+from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
 from llamo_jax.training.trainable import make_optimizer, rules_of, select_trainable
 
 VARIANTS = ("mha", "gqa")
@@ -138,6 +139,8 @@ class Golden:
             lora=dataclasses.replace(adapter, dropout=0.0),
             compute_dtype="float32",
             frozen_dtype="float32",
+            quantize="none",
+            attention="auto",
             remat="none",
             loss_chunk=10_000,
         )
@@ -372,9 +375,8 @@ def gradients(golden: Golden, result: Comparison) -> None:
 
             def mean_loss(on: dict, definition=definition, off=off, train=train) -> Array:
                 model = definition.merge(on, off)
-                total, count = cross_entropy(
-                    model, model.hidden_states(batch, batch_statistics=train)[0], batch.targets, batch.target_mask
-                )
+                hidden, _ = model.hidden_states(batch, batch_statistics=train)
+                total, count = cross_entropy(model, hidden, batch)
                 return total / count
 
             found = jax.jit(jax.grad(mean_loss))(on)

@@ -90,8 +90,10 @@ class ModelConfig:
     lora: LoRAConfig
     compute_dtype: str  # of the decoder's activations; the graph side computes in float32
     frozen_dtype: str  # of language-model weights that are not trained; trained weights are float32
-    remat: str  # none or full: what the backward pass recomputes, per decoder layer
-    loss_chunk: int  # tokens whose logits exist at a time
+    quantize: str  # of frozen projections of the decoder: none, int8 or nf4
+    attention: str  # auto, xla, cudnn (GPU) or splash (TPU): see llamo_jax.models.attention
+    remat: str  # none, dots or full: what the backward pass computes again, per decoder layer
+    loss_chunk: int  # tokens of a batch shard whose logits exist at a time
 
     @property
     def num_levels(self) -> int:

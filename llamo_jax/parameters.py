@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from llamo_jax import sharding
+from llamo_jax import quantization, sharding
 
 Arrays = dict[str, Array]
 """Path → array."""
@@ -69,7 +69,8 @@ def abstract_arrays(
     for path, variable in _variables(variables):
         name = path_name(path)
         frozen = name.startswith("language_model/") and not trained.get(name, False)
-        dtype = jnp.dtype(frozen_dtype) if frozen else variable.dtype
+        quantized = name.rpartition("/")[2] in (quantization.VALUES, quantization.SCALE)
+        dtype = jnp.dtype(frozen_dtype) if frozen and not quantized else variable.dtype
         result[name] = jax.ShapeDtypeStruct(variable.shape, dtype, sharding=shardings[name])
     return result
 

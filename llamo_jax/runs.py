@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from data_pipeline.batch import BatchShape, RowSize
+from data_pipeline.batch import BatchShape
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
@@ -25,6 +25,7 @@ from llamo_jax.generation.generator import Generator
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import checkpoints, loop
+from llamo_jax.training.program import batch_shape
 from llamo_jax.training.step import TrainState
 
 UserError = (
@@ -77,20 +78,6 @@ def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data]:
     if training is None:
         raise DataError(f"{config.data.source} has no training split")
     return encoder, loop.Data(training, validation)
-
-
-def batch_shape(config: Config, shards: int) -> BatchShape:
-    """The shape of all batches; raises ConfigError if the rows do not divide over the shards."""
-    data = config.data
-    if data.rows % shards:
-        raise ConfigError(
-            f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
-        )
-    row = RowSize(
-        data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
-    )
-    graph = config.model.graph_encoder
-    return BatchShape(data.rows, shards, row, len(graph.atom_cardinalities), len(graph.bond_cardinalities))
 
 
 def _data_folders(config: Config) -> dict[Path, float]:

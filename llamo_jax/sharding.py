@@ -1,12 +1,14 @@
 """The mesh, and where everything lives on it: one table maps logical axis names to mesh axes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipeline.batch import Shards
 from llamo_jax.config import ConfigError, MeshConfig
@@ -26,22 +28,42 @@ RULES = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices; raises ConfigError if the sizes do not give their number."""
-    sizes = [config.data, config.fsdp, config.tensor]
-    devices = jax.device_count()
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices (or the given ones); raises ConfigError if the sizes do not give their number."""
+    # Auto: XLA propagates shardings; explicit axes would refuse segment sums on sharded operands.
+    grid = device_grid(config, jax.devices() if devices is None else devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def device_grid(config: MeshConfig, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices by their place on the mesh: neighbours on "tensor" and "fsdp" are neighbours in the network.
+
+    Where TPUs form several slices, connected by a slower network, only "data" goes from slice to slice.
+    """
+    sizes = mesh_sizes(config, len(devices))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices)
+    if sizes[0] % slices:
+        raise ConfigError(f"config.mesh.data={sizes[0]} does not divide over the {slices} slices of TPUs")
+    return mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """The sizes of the mesh axes, -1 replaced; raises ConfigError if they do not give the number of devices."""
+    sizes = (config.data, config.fsdp, config.tensor)
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = devices // max(1, -math.prod(sizes))
+        data, fsdp, tensor = (devices // max(1, -math.prod(sizes)) if size == -1 else size for size in sizes)
+        sizes = (data, fsdp, tensor)
     if math.prod(sizes) != devices or min(sizes) < 1:
         given = f"data={config.data}, fsdp={config.fsdp}, tensor={config.tensor}"
         raise ConfigError(f"config.mesh ({given}) does not fit {devices} devices; use -1 once for the rest")
-    # Auto: XLA propagates shardings; explicit axes would refuse segment sums on sharded operands.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return sizes
 
 
 def single_device_mesh() -> Mesh:
     """A mesh of the first device alone."""
-    return jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -59,6 +81,35 @@ def local_shards(mesh: Mesh) -> Shards:
     return Shards(mine[0], mine[-1] + 1)
 
 
+def current_mesh() -> AbstractMesh | None:
+    """The mesh of the enclosing `jax.set_mesh`; None outside of one, where everything is on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def platform() -> str:
+    """What programs are compiled for: cpu, gpu or tpu; that of the current mesh, which may be of absent devices."""
+    mesh = current_mesh()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.default_backend() if device is None else {"cuda": "gpu"}.get(device.platform, device.platform)
+
+
+def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """`x`, divided over the current mesh as `spec` says; left alone outside of `jax.set_mesh`."""
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_rows(x: jax.Array) -> jax.Array:
+    """`x` with its leading axis, rows, divided over the batch axes, as long as there are enough.
+
+    Keeps XLA from dividing activations like the parameters they meet: it gathers each layer's parameters instead.
+    """
+    mesh = current_mesh()
+    if mesh is None or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return x
+    return constrain(x, PartitionSpec(BATCH_AXES))
+
+
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     """A NamedSharding for every variable; raises ConfigError, naming the parameter, if a size does not divide."""
     with nnx.logical_axis_rules(RULES):
@@ -73,10 +124,15 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
     return shardings
 
 
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Axis `leading` divided over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
+
+
 def put_batch(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
     """Host arrays as global arrays, divided over the batch axes along axis `leading` (each process gives its part)."""
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH_AXES))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    place = batch_sharding(mesh, leading=leading)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -48,6 +48,8 @@ def model_config(
         lora=LoRAConfig(lora_rank, 32.0, 0.0, ("query", "value")),
         compute_dtype="float32",
         frozen_dtype="float32",
+        quantize="none",
+        attention="auto",
         remat="none",
         loss_chunk=loss_chunk,
     )

@@ -129,8 +129,10 @@ def _model_config(
         lora=lora,
         compute_dtype=kind,
         frozen_dtype=kind,
+        quantize="none",
+        attention="auto",
         remat="full",
-        loss_chunk=8192,
+        loss_chunk=512,
     )
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
 from llamo_jax.models import KVCache, LlamaDecoder, LLaMo
+from llamo_jax.models.attention import causal_mask
 from llamo_jax.models.definition import ModelDefinition
-from llamo_jax.models.llama import causal_mask
 from llamo_jax.parameters import Arrays
 
 PROMPT_BUCKET = 64
@@ -198,14 +198,13 @@ def _prefill(model: LLaMo, batch: Batch, max_new_tokens: int) -> tuple[_Prompt, 
     rows, length = batch.tokens.shape
     graph_tokens, _ = model.encode_graphs(batch.molecules)
     beyond = jnp.zeros((rows, length, max_new_tokens), bool)
-    hidden, cache = model.language_model(
+    hidden, cache = model.language_model.extend(
+        model.language_model.empty_cache(rows, length + max_new_tokens),
+        jnp.zeros((), jnp.int32),
         model.splice(batch, graph_tokens),
         batch.positions,
         jnp.concatenate([causal_mask(batch.segments), beyond], axis=-1),
-        cache=model.language_model.empty_cache(rows, length + max_new_tokens),
-        cache_index=jnp.zeros((), jnp.int32),
     )
-    assert cache is not None  # one goes in, one comes out
     real = batch.segments > 0
     return _Prompt(real, jnp.sum(real, axis=1), length), hidden[:, -1], cache
 
@@ -216,12 +215,11 @@ def _advance(
     """Feeds the tokens chosen in `step` (from 0); returns the hidden states that the next ones follow from."""
     room = cache.keys.shape[2] - prompt.length
     written = jnp.broadcast_to(jnp.arange(room) <= step, (len(tokens), room))
-    hidden, new_cache = decoder(
+    hidden, cache = decoder.extend(
+        cache,
+        prompt.length + step,
         decoder.embed(tokens[:, None]),
         (prompt.lengths + step)[:, None],
         jnp.concatenate([prompt.real, written], axis=1)[:, None],
-        cache=cache,
-        cache_index=prompt.length + step,
     )
-    assert new_cache is not None
-    return hidden[:, 0], new_cache
+    return hidden[:, 0], cache

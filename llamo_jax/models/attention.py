@@ -1,11 +1,73 @@
-"""Masked grouped-query attention in plain XLA."""
+"""Masked grouped-query attention: in plain XLA, or by a kernel of the accelerator.
+
+Kernels are named by `config.model.attention`: xla everywhere; splash, a Pallas kernel of JAX for TPUs; cudnn, flash
+attention of NVIDIA GPUs; auto takes what the devices and sizes allow. All of them give the same result.
+"""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Bool, Float, Int
+
+from llamo_jax import sharding
+from llamo_jax.config import ConfigError
+
+KERNELS = ("auto", "xla", "cudnn", "splash")
+SAVED = "attention"
+"""Checkpoint name of what a kernel's backward pass needs, for rematerialisation policies."""
+
+Attend = Callable[[Float[Array, "B T heads H"], Float[Array, "B T K H"], Float[Array, "B T K H"]], Array]
+"""(queries, keys, values) → Float[Array, "B T heads H"]."""
+
+
+def segment_attention(kernel: str, segments: Int[Array, "B T"], head_width: int, dtype: jnp.dtype) -> Attend:
+    """Causal attention within packed segments, by the named kernel; raises ConfigError if it cannot be used.
+
+    head_width, dtype: of the queries. Rows of padding (segment 0) get meaningless finite values.
+    """
+    kernel = choose_kernel(kernel, segments.shape[1], head_width, dtype)
+    if kernel == "splash":
+        return functools.partial(splash_attention, segments=segments)
+    mask = causal_mask(segments)
+    if kernel == "cudnn":
+        # its softmax of a row that sees nothing is not finite: let padding see itself
+        mask |= jnp.eye(segments.shape[1], dtype=bool)
+        return functools.partial(jax.nn.dot_product_attention, mask=mask[:, None], implementation="cudnn")
+    return functools.partial(attention, mask=mask)
+
+
+def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -> str:
+    """The kernel that `kernel` (one of KERNELS) stands for; raises ConfigError if it does not take these sizes."""
+    platform = sharding.platform()
+    splash = length % 128 == 0 and head_width % 64 == 0
+    cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
+    if kernel == "auto":
+        return "splash" if platform == "tpu" and splash else "cudnn" if platform == "gpu" and cudnn else "xla"
+    if kernel not in KERNELS:
+        raise ConfigError(f"config.model.attention: {kernel!r} is not one of {', '.join(KERNELS)}")
+    if kernel == "splash" and not splash:
+        raise ConfigError(
+            f"config.model.attention=splash needs rows of a multiple of 128 tokens and heads of a multiple of 64 wide, "
+            f"not {length} and {head_width}"
+        )
+    if kernel == "cudnn" and not (platform == "gpu" and cudnn):
+        raise ConfigError(
+            f"config.model.attention=cudnn needs a GPU, bfloat16 and heads of at most 128 (a multiple of 8) wide, "
+            f"not {platform}, {dtype} and {head_width}"
+        )
+    return kernel
+
+
+def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """True where a token may look: earlier or equal positions of its own packed segment; padding (0) sees nothing."""
+    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
+    same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
+    return same & causal
 
 
 # Scores and weights, [B, heads, T, J], are computed again in the backward pass: storing them costs more than that.
@@ -32,3 +94,48 @@ def attention(
     pooled = jnp.matmul(weights, v, preferred_element_type=jnp.float32)
     pooled = pooled.reshape(batch, kv_heads, heads // kv_heads, length, width) / total
     return pooled.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).astype(q.dtype)
+
+
+def splash_attention(
+    q: Float[Array, "B T heads H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    *,
+    segments: Int[Array, "B T"],
+    interpret: bool = False,
+) -> Float[Array, "B T heads H"]:
+    """JAX's Pallas kernel for TPUs: scores never leave the chip, blocks above the diagonal are not computed.
+
+    interpret: run it as plain JAX operations, on any device (slow).
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mesh = sharding.current_mesh()
+    heads_axis = "tensor" if mesh is not None else None
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    if q.shape[2] % tensor or k.shape[2] % tensor:
+        raise ConfigError(f"config.mesh.tensor={tensor} does not divide {q.shape[2]} heads and {k.shape[2]} kv heads")
+    length = q.shape[1]
+    block = next(size for size in (512, 256, 128) if length % size == 0)
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * (q.shape[2] // tensor))
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED, interpret=interpret
+    )
+
+    def attend(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        ids = splash.SegmentIds(q=segments, kv=segments)
+        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+        return jax.vmap(kernel)(q, k, v, ids).transpose(0, 2, 1, 3)
+
+    if mesh is None:
+        return attend(q, k, v, segments)
+    rows = sharding.BATCH_AXES
+    spec = PartitionSpec(rows, None, heads_axis, None)
+    return jax.shard_map(
+        attend, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
+    )(q, k, v, segments)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from llamo_jax import parameters
+from llamo_jax import parameters, sharding
 from llamo_jax.config import ModelConfig
 from llamo_jax.models.llamo import LLaMo
 from llamo_jax.parameters import Arrays
@@ -20,6 +20,10 @@ class ModelDefinition:
     graphdef: nnx.GraphDef
     variables: nnx.State
 
+    def names(self) -> set[str]:
+        """Paths of all arrays."""
+        return {parameters.path_name(path) for path, _ in nnx.to_flat_state(self.variables)}
+
     def merge(self, *arrays: Arrays) -> LLaMo:
         """The model with the given variables; inside jit, so that nothing is copied."""
         state = parameters.unflatten(self.variables, {name: x for part in arrays for name, x in part.items()})
@@ -28,7 +32,8 @@ class ModelDefinition:
 
 def define_model(config: ModelConfig) -> ModelDefinition:
     """The model without values; nothing is allocated."""
-    return ModelDefinition(*nnx.split(nnx.eval_shape(lambda: LLaMo(config, rngs=nnx.Rngs(0)))))
+    with nnx.logical_axis_rules(sharding.RULES):  # inside of jax.set_mesh, eval_shape looks them up
+        return ModelDefinition(*nnx.split(nnx.eval_shape(lambda: LLaMo(config, rngs=nnx.Rngs(0)))))
 
 
 def statistics_names(definition: ModelDefinition) -> set[str]:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Key
 
+from llamo_jax import quantization
 from llamo_jax.config import LoRAConfig
 
 Initializer = jax.nn.initializers.Initializer
@@ -43,7 +44,8 @@ def parameter(
 class Linear(nnx.Module):
     """`x @ kernel + bias`, with an optional low-rank adapter: `+ alpha/rank · dropout(x) @ lora_a @ lora_b`.
 
-    lora_b starts at zero, so a fresh adapter changes nothing (Hu et al., 2021). Computes in the dtype of x.
+    lora_b starts at zero, so a fresh adapter changes nothing (Hu et al., 2021). Computes in the dtype of x. With
+    `quantize` other than "none" the kernel is held as `kernel_values` and `kernel_scale`; see quantization.
     """
 
     def __init__(
@@ -56,8 +58,17 @@ class Linear(nnx.Module):
         use_bias: bool = True,
         stack: int | None = None,
         lora: LoRAConfig | None = None,
+        quantize: str = "none",
     ):
-        self.kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
+        kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
+        self.quantize = quantize
+        if quantize == "none":
+            self.kernel = kernel
+        else:
+            values, scale = quantization.quantize(kernel[...], quantize)
+            stacked = () if stack is None else ("layers",)
+            self.kernel_values = nnx.Param(values, out_sharding=(*stacked, *axes), eager_sharding=False)
+            self.kernel_scale = nnx.Param(scale, out_sharding=(*stacked, None, axes[1]), eager_sharding=False)
         self.bias = parameter(zeros, (out_width,), axes[1:], rngs=rngs, stack=stack) if use_bias else None
         if lora is None or lora.rank == 0:
             self.lora_a = self.lora_b = None
@@ -74,13 +85,18 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch in_width"], dropout_key: Key[Array, ""] | None = None
     ) -> Float[Array, "*batch out_width"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = x @ self._matrix(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
             update = dropout(x, self.lora_dropout, dropout_key) @ self.lora_a[...].astype(x.dtype)
             y += self.lora_scale * (update @ self.lora_b[...].astype(x.dtype))
         if self.bias is not None:
             y += self.bias[...].astype(x.dtype)
         return y
+
+    def _matrix(self, dtype: jnp.dtype) -> Float[Array, "in_width out_width"]:
+        if self.quantize == "none":
+            return self.kernel[...].astype(dtype)
+        return quantization.dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantize, dtype)
 
 
 class RMSNorm(nnx.Module):

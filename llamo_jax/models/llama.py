@@ -9,12 +9,23 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from llamo_jax import quantization, sharding
 from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
 from llamo_jax.models import layers
-from llamo_jax.models.attention import attention
+from llamo_jax.models.attention import SAVED, Attend, attention, segment_attention
 
 ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
 MLP_PROJECTIONS = ("gate", "up", "down")
+
+_POLICIES = jax.checkpoint_policies
+REMATERIALISATION = {
+    "dots": _POLICIES.save_from_both_policies(
+        _POLICIES.dots_with_no_batch_dims_saveable, _POLICIES.save_only_these_names(SAVED)
+    ),
+    "full": _POLICIES.nothing_saveable,
+}
+"""What the forward pass of a layer keeps for the backward pass besides its input: the projections' outputs and what
+an attention kernel needs, or nothing. "none" keeps everything."""
 
 
 class KVCache(NamedTuple):
@@ -30,20 +41,33 @@ class LlamaDecoder(nnx.Module):
     Layers are one stacked module: every parameter has a leading "layers" axis.
     """
 
-    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, compute_dtype: str, remat: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        lora: LoRAConfig,
+        *,
+        compute_dtype: str,
+        remat: str = "none",
+        attention: str = "auto",
+        quantize: str = "none",
+        rngs: nnx.Rngs,
+    ):
         unknown = set(lora.targets) - {*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS}
         if unknown:
             raise ConfigError(f"lora.targets: unknown projections {sorted(unknown)}")
-        if remat not in ("none", "full"):
-            raise ConfigError(f"model.remat: {remat!r} is not one of none, full")
+        if remat not in ("none", *REMATERIALISATION):
+            raise ConfigError(f"config.model.remat: {remat!r} is not one of none, {', '.join(REMATERIALISATION)}")
+        if quantize not in quantization.KINDS:
+            raise ConfigError(f"config.model.quantize: {quantize!r} is not one of {', '.join(quantization.KINDS)}")
         self.config = config
         self.compute_dtype = compute_dtype
         self.remat = remat
+        self.attention = attention
         embedding = (config.vocab_size, config.width)
         # As large as what the layers add to it; where it is the output matrix as well, logits must start small.
         scale = config.width**-0.5 if config.tie_embeddings else 1.0
         self.embedding = layers.parameter(layers.normal(scale), embedding, ("vocab", "embed"), rngs=rngs)
-        self.layers = DecoderLayer(config, lora, rngs=rngs, stack=config.num_layers)
+        self.layers = DecoderLayer(config, lora, quantize, rngs=rngs, stack=config.num_layers)
         self.norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs)
         head = ("embed", "vocab")
         self.lm_head = (
@@ -60,38 +84,74 @@ class LlamaDecoder(nnx.Module):
         self,
         embeddings: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T J"],
+        segments: Int[Array, "B T"],
         *,
-        cache: KVCache | None = None,
-        cache_index: Int[Array, ""] | None = None,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Final hidden states (normalised, ready for `logits`), and the cache with the T new tokens written to it.
-
-        mask: True where a query (T) may look at a key (J): without a cache J = T; with one, J is the cache's length
-        and the new keys stand at `cache_index` … `cache_index + T - 1`.
-        """
-        window = self.config.sliding_window
-        if window is not None and mask.shape[-1] > window:
-            raise ConfigError(f"sliding_window={window}: sliding attention over {mask.shape[-1]} tokens is not there")
+    ) -> Float[Array, "B T D"]:
+        """Final hidden states (normalised, ready for `logits`) of packed rows: tokens see their own segment alone."""
+        self._check_length(segments.shape[1])
+        attend = segment_attention(self.attention, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
         graphdef, state = nnx.split(self.layers)
         cos, sin = rope_tables(positions, self.config)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
-        def step(x: Array, inputs: tuple) -> tuple[Array, KVCache | None]:
-            layer_state, layer_cache, key = inputs
-            layer = nnx.merge(graphdef, layer_state)
-            return layer(x, cos, sin, mask, layer_cache, cache_index, key)
+        def step(x: Array, inputs: tuple) -> tuple[Array, None]:
+            layer_state, key = inputs
+            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend, key)
+            return sharding.constrain_rows(x), None
 
-        if self.remat == "full":
-            step = jax.checkpoint(step, prevent_cse=False)  # False: the setting for the body of a scan
-        x, cache = jax.lax.scan(step, embeddings.astype(self.compute_dtype), (state, cache, keys))
+        if self.remat != "none":
+            # prevent_cse=False: the setting for the body of a scan
+            step = jax.checkpoint(step, prevent_cse=False, policy=REMATERIALISATION[self.remat])
+        x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
+        x, _ = jax.lax.scan(step, x, (state, keys))
+        return self.norm(x)
+
+    def extend(
+        self,
+        cache: KVCache,
+        index: Int[Array, ""],
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T J"],
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Final hidden states of T new tokens, and the cache with them at `index` … `index + T - 1`.
+
+        mask: True where a new token (T) may look at a slot of the cache (J).
+        """
+        self._check_length(mask.shape[-1])
+        graphdef, state = nnx.split(self.layers)
+        cos, sin = rope_tables(positions, self.config)
+
+        def step(x: Array, inputs: tuple[nnx.State, KVCache]) -> tuple[Array, KVCache]:
+            layer_state, layer_cache = inputs
+
+            def attend(q: Array, k: Array, v: Array) -> Array:
+                nonlocal layer_cache
+                k = jax.lax.dynamic_update_slice_in_dim(layer_cache.keys, k, index, axis=1)
+                v = jax.lax.dynamic_update_slice_in_dim(layer_cache.values, v, index, axis=1)
+                layer_cache = KVCache(k, v)
+                return attention(q, k, v, mask)
+
+            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend, None)
+            return sharding.constrain_rows(x), layer_cache
+
+        x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
+        x, cache = jax.lax.scan(step, x, (state, cache))
         return self.norm(x), cache
+
+    def _check_length(self, length: int) -> None:
+        window = self.config.sliding_window
+        if window is not None and length > window:
+            raise ConfigError(f"sliding_window={window}: sliding attention over {length} tokens is not there")
+
+    def head(self) -> Float[Array, "D V"]:
+        """The matrix from hidden states to logits, in its own dtype."""
+        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """float32 logits over the vocabulary."""
-        kernel = self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def empty_cache(self, batch: int, length: int) -> KVCache:
         """A cache for `batch` rows of at most `length` tokens."""
@@ -103,7 +163,7 @@ class LlamaDecoder(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU MLP, created as a stack and called on one slice of it."""
 
-    def __init__(self, config: DecoderConfig, lora: LoRAConfig, *, rngs: nnx.Rngs, stack: int):
+    def __init__(self, config: DecoderConfig, lora: LoRAConfig, quantize: str, *, rngs: nnx.Rngs, stack: int):
         self.config = config
         heads, kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
 
@@ -112,6 +172,7 @@ class DecoderLayer(nnx.Module):
                 in_width, out_width, axes, rngs=rngs, stack=stack,
                 use_bias=config.qkv_bias and name in ("query", "key", "value"),
                 lora=lora if name in lora.targets else None,
+                quantize=quantize,
             )  # fmt: skip
 
         self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
@@ -129,33 +190,20 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B T D"],
         cos: Float[Array, "B T H"],
         sin: Float[Array, "B T H"],
-        mask: Bool[Array, "B T J"],
-        cache: KVCache | None,
-        cache_index: Int[Array, ""] | None,
+        attend: Attend,
         dropout_key: Key[Array, ""] | None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    ) -> Float[Array, "B T D"]:
         head = self.config.head_width
         h = self.attention_norm(x)
         q = apply_rope(_split(self.query(h, layers.fold_key(dropout_key, 0)), head), cos, sin)
         k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
         v = _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
-        if cache is not None and cache_index is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, cache_index, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, cache_index, axis=1)
-            cache = KVCache(k, v)
-        attended = attention(q, k, v, mask)
+        attended = attend(q, k, v)
         x += self.output(attended.reshape(*x.shape[:2], -1), layers.fold_key(dropout_key, 3))
         h = self.mlp_norm(x)
         gate = jax.nn.silu(self.gate(h, layers.fold_key(dropout_key, 4)))
         up = self.up(h, layers.fold_key(dropout_key, 5))
-        return x + self.down(gate * up, layers.fold_key(dropout_key, 6)), cache
-
-
-def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where a token may look: earlier or equal positions of its own packed segment; padding (0) sees nothing."""
-    causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
-    same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
-    return same & causal
+        return x + self.down(gate * up, layers.fold_key(dropout_key, 6))
 
 
 def rope_tables(

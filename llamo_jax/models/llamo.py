@@ -16,7 +16,7 @@ from llamo_jax.config import ModelConfig, PromptConfig
 from llamo_jax.model_folder import PARTS, ModelFolder, Tokenizer, read_model, write_model
 from llamo_jax.models import layers
 from llamo_jax.models.gin import GINEncoder
-from llamo_jax.models.llama import LlamaDecoder, causal_mask
+from llamo_jax.models.llama import LlamaDecoder
 from llamo_jax.models.projector import MultiLevelProjector
 
 
@@ -34,6 +34,8 @@ class LLaMo(nnx.Module):
             config.lora,
             compute_dtype=config.compute_dtype,
             remat=config.remat,
+            attention=config.attention,
+            quantize=config.quantize,
             rngs=rngs,
         )
 
@@ -61,8 +63,8 @@ class LLaMo(nnx.Module):
             batch.molecules, batch_statistics=batch_statistics, dropout_key=layers.fold_key(dropout_key, 0)
         )
         embeddings = self.splice(batch, graph_tokens)
-        hidden, _ = self.language_model(
-            embeddings, batch.positions, causal_mask(batch.segments), dropout_key=layers.fold_key(dropout_key, 1)
+        hidden = self.language_model(
+            embeddings, batch.positions, batch.segments, dropout_key=layers.fold_key(dropout_key, 1)
         )
         return hidden, {"graph_tokens": graph_tokens, "embeddings": embeddings, **out}
 

@@ -8,27 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
-from llamo_jax import parameters, sharding
+from llamo_jax import sharding
 from llamo_jax.config import Config, ConfigError
-from llamo_jax.models.definition import ModelDefinition, define_model, initial_arrays, statistics_names
+from llamo_jax.models.definition import ModelDefinition, initial_arrays
 from llamo_jax.parameters import Arrays
 from llamo_jax.training import checkpoints, metrics
-from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
-from llamo_jax.training.trainable import (
-    describe_trainable,
-    learning_rate_schedule,
-    make_optimizer,
-    rules_of,
-    select_trainable,
-)
+from llamo_jax.training.program import Program, make_program
+from llamo_jax.training.step import TrainState
+from llamo_jax.training.trainable import learning_rate_schedule
 
 Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
 """Answers of the model with these arrays, as JSON objects for samples.jsonl."""
@@ -49,36 +41,26 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     """
     start = time.perf_counter()
     settings = config.train
-    definition = define_model(config.model)
-    statistics = statistics_names(definition)
-    variables = {parameters.path_name(path): v for path, v in nnx.to_flat_state(definition.variables)}
-    trained = select_trainable([name for name in variables if name not in statistics], rules_of(settings))
-    print(describe_trainable({name: variables[name] for name in trained}, trained))
-
-    trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
-    abstract = parameters.abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained)
-    optimizer = make_optimizer(settings)
-    abstract_state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
-    train_step = make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed)
-    eval_step = make_eval_step(definition)
+    program = make_program(config, mesh)
+    print(program.summary())
     schedule = learning_rate_schedule(settings)
     shards = sharding.local_shards(mesh)
 
     with checkpoints.Checkpoints(workdir, keep=settings.keep_checkpoints) as saved:
-        state = saved.restore(abstract_state)
+        state = saved.restore(program.state)
         restored = set() if state is None else {*state.trained, *state.statistics}
-        arrays = _starting_weights(config, workdir, abstract, trained, restored)
-        frozen = {name: arrays.pop(name) for name in abstract if name in trained and not trained[name]}
-        state = state or _new_state(arrays, abstract_state, optimizer)
+        arrays = _starting_weights(config, workdir, program, restored)
+        frozen = {name: arrays.pop(name) for name in program.frozen}
+        state = state or program.initial_state(arrays)
         first_step = step = int(state.step)
         log = metrics.MetricsLog(workdir, step)
-        samples = _Samples(workdir, sampler, definition)
+        samples = _Samples(workdir, sampler, program.definition)
 
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
                 return {}
             batches = data.validation.evaluation_batches(shards)
-            sums = [eval_step(state, frozen, sharding.put_batch(batch, mesh)) for batch in batches]
+            sums = [program.eval_step(state, frozen, sharding.put_batch(batch, mesh)) for batch in batches]
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
 
@@ -94,7 +76,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         progress = metrics.Progress(step, settings.steps)
         pending: list[tuple[dict, int]] = []
         for step, batches in zip(range(first_step + 1, settings.steps + 1), accumulated, strict=False):
-            state, values = train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
+            state, values = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
             pending.append((values, int(np.count_nonzero(batches.segments))))
             last = step == settings.steps
             if step % settings.log_every == 0 or last:
@@ -120,36 +102,12 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     return state
 
 
-def _abstract_state(
-    abstract: dict, trained: dict[str, bool], statistics: set[str], optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """Shapes and shardings of the TrainState; the optimizer's moments are sharded like their parameters."""
-    parameters_ = {name: spec for name, spec in abstract.items() if trained.get(name)}
-    if not parameters_:
-        raise ConfigError("config.train.trainable selects no parameter")
-    moments = jax.eval_shape(optimizer.init, parameters_)
-    replicated = sharding.replicated(mesh)
-
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        place = parameters_[names[-1]].sharding if names else replicated
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
-        trained=parameters_,
-        statistics={name: abstract[name] for name in abstract if name in statistics},
-        optimizer=jax.tree_util.tree_map_with_path(place, moments),
-    )
-
-
-def _starting_weights(
-    config: Config, workdir: Path, abstract: dict, trained: dict[str, bool], have: set[str]
-) -> Arrays:
-    """Arrays for the names of `abstract` that are not in `have`: from `init_from`, the rest freshly drawn.
+def _starting_weights(config: Config, workdir: Path, program: Program, have: set[str]) -> Arrays:
+    """The arrays of a program that are not in `have`: from `init_from`, the rest freshly drawn.
 
     Raises ConfigError if a frozen parameter would be freshly drawn: it would stay random.
     """
+    abstract = program.arrays()
     arrays: Arrays = {}
     if config.init_from:
         base = checkpoints.read_base(workdir)
@@ -162,7 +120,7 @@ def _starting_weights(
             arrays, _ = checkpoints.load_weights_at(base, abstract)
         print(f"weights from {base.folder.name} at step {base.step}")
     wanted = {name: spec for name, spec in abstract.items() if name not in have and name not in arrays}
-    random = [name for name in wanted if name in trained and not trained[name]]
+    random = [name for name in wanted if name in program.frozen]
     if random:
         raise ConfigError(
             f"{len(random)} frozen parameters would stay random, such as {random[0]}; "
@@ -170,18 +128,6 @@ def _starting_weights(
         )
     fresh = initial_arrays(config.model, wanted, config.seed) if wanted else {}
     return {name: array for name, array in {**arrays, **fresh}.items() if name not in have}
-
-
-def _new_state(arrays: Arrays, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    trained = {name: arrays[name] for name in abstract.trained}
-    return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
-        trained=trained,
-        statistics={name: arrays[name] for name in abstract.statistics},
-        # out_shardings: zeros do not inherit their parameter's sharding, moments would be replicated
-        optimizer=jax.jit(optimizer.init, out_shardings=shardings.optimizer)(trained),
-    )
 
 
 def _accumulated(batches: Iterator[Batch], count: int) -> Iterator[Batch]:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from data_pipeline.batch import Batch
 from llamo_jax import parameters
-from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
+from llamo_jax.training.loss import cross_entropy
 
 
 class TrainState(NamedTuple):
@@ -30,18 +30,24 @@ class TrainState(NamedTuple):
 
 
 def make_train_step(
-    definition: ModelDefinition, optimizer: optax.GradientTransformation, *, batch_statistics: bool, seed: int
+    definition: ModelDefinition,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_statistics: bool,
+    seed: int,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, dict[str, Array]]]:
     """A jitted `(state, frozen, batches) -> (state, metrics)`; the state is donated.
 
     batches: a Batch whose arrays have one more leading axis, the batches of one optimizer step: their gradients are
     summed and divided by the number of targets of all of them. metrics: loss (mean over targets), grad_norm, targets.
+    shardings: of the new state, the same as the old one's; left to XLA, a second step could need another program.
     """
 
     def loss(trained: Arrays, statistics: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Array, Any]:
         model = definition.merge(trained, statistics, frozen)
         hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=key)
-        total, count = cross_entropy(model, hidden, batch.targets, batch.target_mask)
+        total, count = cross_entropy(model, hidden, batch)
         return total, (count, parameters.flatten(nnx.state(model, nnx.BatchStat)))
 
     def step(state: TrainState, frozen: Arrays, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -70,7 +76,9 @@ def make_train_step(
         trained = optax.apply_updates(state.trained, updates)
         return TrainState(state.step + 1, trained, statistics, optimizer_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_eval_step(
@@ -81,37 +89,6 @@ def make_eval_step(
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[Array, Array]:
         model = definition.merge(state.trained, state.statistics, frozen)
         hidden, _ = model.hidden_states(batch)
-        return cross_entropy(model, hidden, batch.targets, batch.target_mask)
+        return cross_entropy(model, hidden, batch)
 
     return jax.jit(step)
-
-
-def cross_entropy(
-    model: LLaMo, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """Summed negative log-likelihood in float32, and the number of targets.
-
-    Logits exist for about `loss_chunk` tokens at a time and are recomputed in the backward pass, so that
-    [B, T, V] float32 never has to fit in memory.
-    """
-    rows, length = targets.shape
-    chunks = -(-rows * length // model.config.loss_chunk)
-    while length % chunks:
-        chunks += 1
-
-    def chunk_loss(hidden: Array, targets: Array, mask: Array) -> Array:
-        logits = model.language_model.logits(hidden)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum(jnp.where(mask, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
-
-    if chunks == 1:
-        return chunk_loss(hidden, targets, mask), jnp.sum(mask, dtype=jnp.int32)
-
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(rows, chunks, length // chunks, *x.shape[2:]), 1, 0)
-
-    def add(total: Array, inputs: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + jax.checkpoint(chunk_loss, prevent_cse=False)(*inputs), None
-
-    total, _ = jax.lax.scan(add, jnp.zeros(()), tuple(map(split, (hidden, targets, mask))))
-    return total, jnp.sum(mask, dtype=jnp.int32)

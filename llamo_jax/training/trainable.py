@@ -32,16 +32,16 @@ def select_trainable(names: Sequence[str], rules: Sequence[tuple[str, bool]]) ->
     return decided
 
 
-def describe_trainable(parameters: Mapping[str, jax.ShapeDtypeStruct], trained: Mapping[str, bool]) -> str:
+def describe_trainable(trained: Mapping[str, jax.ShapeDtypeStruct], frozen: Mapping[str, jax.ShapeDtypeStruct]) -> str:
     """A table for people: parameters per component, trained and frozen."""
-    lines = []
-    for component in dict.fromkeys(name.split("/")[0] for name in parameters):
-        sizes = {True: 0, False: 0}
-        for name, array in parameters.items():
-            if name.split("/")[0] == component:
-                sizes[trained[name]] += int(np.prod(array.shape))
-        lines.append(f"  {component:<16} {sizes[True]:>15,} trained {sizes[False]:>15,} frozen")
-    return "\n".join(lines)
+
+    def count(arrays: Mapping[str, jax.ShapeDtypeStruct], component: str) -> int:
+        return sum(int(np.prod(array.shape)) for name, array in arrays.items() if name.split("/")[0] == component)
+
+    return "\n".join(
+        f"  {component:<16} {count(trained, component):>15,} trained {count(frozen, component):>15,} frozen"
+        for component in sorted({name.split("/")[0] for name in (*trained, *frozen)})
+    )
 
 
 def rules_of(config: TrainConfig) -> tuple[tuple[str, bool], ...]:

@@ -26,7 +26,6 @@ from llamo_jax.convert import huggingface
 from llamo_jax.convert.names import below, prefixed
 from llamo_jax.model_folder import ModelFolder, read_model, write_model
 from llamo_jax.models import LlamaDecoder, LLaMo
-from llamo_jax.models.llama import causal_mask
 from llamo_jax.parameters import WeightsError
 from llamo_jax.training import checkpoints
 from llamo_jax.weights import read_file, read_folder
@@ -83,8 +82,8 @@ def our_logits(config, lora, arrays, ids):
     decoder = LlamaDecoder(config, lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(0))
     decoder = helpers.load(decoder, {name: np.asarray(array[...]) for name, array in arrays.items()})
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    mask = causal_mask(jnp.ones(ids.shape, jnp.int32))
-    return decoder.logits(decoder(decoder.embed(jnp.asarray(ids)), positions, mask)[0])
+    segments = jnp.ones(ids.shape, jnp.int32)
+    return decoder.logits(decoder(decoder.embed(jnp.asarray(ids)), positions, segments))
 
 
 def run(*arguments):

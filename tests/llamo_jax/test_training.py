@@ -24,7 +24,8 @@ from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
 from llamo_jax.models.definition import define_model, initial_arrays, statistics_names
 from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training import checkpoints
-from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
+from llamo_jax.training.loss import cross_entropy
+from llamo_jax.training.step import TrainState, make_train_step
 from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
 from tests import helpers
 
@@ -114,13 +115,30 @@ def test_accumulation_equals_one_large_batch():
         )
 
 
-def test_chunked_loss_equals_the_whole():
-    losses = []
-    for chunk in (10_000, 200):
-        definition, _, state, frozen = start(helpers.model_config(loss_chunk=chunk), ((".*", True),))
-        losses.append(make_eval_step(definition)(state, frozen, helpers.batch()))
-    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
-    assert int(losses[0][1]) == int(losses[1][1]) == int(helpers.host_batch().target_mask.sum())
+@pytest.mark.parametrize(("chunk", "tied"), [(10_000, False), (96, False), (96, True)])
+def test_loss_and_its_gradients_equal_those_of_whole_logits(chunk, tied):
+    """Against optax on [B, T, V] logits; the gradient by the head (or the tied embedding) as well as by the rest."""
+    config = helpers.model_config(loss_chunk=chunk, tie_embeddings=tied)
+    definition, arrays = helpers.definition_and_arrays(config)
+    batch = helpers.batch(shards=4)
+
+    def chunked(arrays):
+        model = definition.merge(arrays)
+        return cross_entropy(model, model.hidden_states(batch)[0], batch)
+
+    def whole(arrays):
+        losses = optax.softmax_cross_entropy_with_integer_labels(definition.merge(arrays)(batch)[0], batch.targets)
+        return jnp.sum(jnp.where(batch.target_mask, losses, 0)), jnp.sum(batch.target_mask)
+
+    (got, count), gradients = jax.jit(jax.value_and_grad(chunked, has_aux=True))(arrays)
+    (expected, expected_count), expected_gradients = jax.jit(jax.value_and_grad(whole, has_aux=True))(arrays)
+    assert int(count) == int(expected_count)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(chunked)(arrays)[0], expected, rtol=1e-6)
+    for name, gradient in expected_gradients.items():
+        np.testing.assert_allclose(
+            gradients[name], gradient, rtol=0, atol=1e-5 * float(jnp.abs(gradient).max()) + 1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("mesh_config", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)])

@@ -1,0 +1,145 @@
+"""Speed and memory of the train step, on whatever devices there are.
+
+python -m benchmarks.train_step --preset baseline --stage 1 --json
+python -m benchmarks.train_step --preset llama2_7b --stage 2 --rows 16 --tokens 512 --json --profile /tmp/trace
+
+Weights are random and batches synthetic (benchmarks.synthetic), unless --data names prepared records.
+
+mfu: needed FLOPs (benchmarks.flops, logits of target positions alone; what rematerialisation repeats does not count) /
+seconds / peak FLOPs. The peak of a GPU or TPU is its data sheet's for dense bfloat16; that of a CPU is measured, by
+products of large matrices.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.flops import minimal_flops
+from benchmarks.synthetic import add_options, random_batch, read_options
+from data_pipeline.batch import Batch
+from data_pipeline.logs import quiet_libraries
+from llamo_jax import sharding
+from llamo_jax.config import Config, ConfigError
+from llamo_jax.models.definition import initial_arrays
+from llamo_jax.training.program import batch_shape, make_program
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""Dense bfloat16 FLOPs per second and chip by the beginning of JAX's device_kind (data sheets of Google and NVIDIA)."""
+
+
+def measure(config: Config, *, steps: int, data: Iterator[Batch] | None, profile: Path | None) -> dict:
+    """Times `steps` steps after two to warm up."""
+    mesh = sharding.make_mesh(config.mesh)
+    shape = batch_shape(config, sharding.batch_shards(mesh))
+    with jax.set_mesh(mesh):
+        program = make_program(config, mesh)
+        arrays = initial_arrays(config.model, program.arrays(), config.seed)
+        state, frozen = program.initial_state(arrays), {name: arrays[name] for name in program.frozen}
+        del arrays
+        batches = data or itertools.cycle([random_batch(config, shape, seed) for seed in range(4)])
+        seconds, waits, targets, loss = [], [], [], 0.0
+        trace = contextlib.nullcontext() if profile is None else jax.profiler.trace(str(profile))
+        with trace:
+            for step in tqdm(range(steps + 2), desc="steps", disable=None):
+                start = time.perf_counter()
+                host = jax.tree.map(lambda x: x[None], next(batches))
+                batch = sharding.put_batch(host, mesh, leading=1)
+                ready = time.perf_counter()
+                state, metrics = program.train_step(state, frozen, batch)
+                loss = float(metrics["loss"])  # waits for the step
+                if step >= 2:
+                    seconds.append(time.perf_counter() - ready)
+                    waits.append(ready - start)
+                    targets.append(int(np.count_nonzero(host.target_mask)))
+    parts = minimal_flops(config.model, shape, program.state.trained)
+    share = statistics.mean(targets) / (shape.rows * shape.row.tokens)
+    needed = sum(part.total() * (share if name == "head" else 1) for name, part in parts.items())
+    peak, source = peak_flops(config.model.compute_dtype)
+    median = statistics.median(seconds)
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "rows": shape.rows,
+        "tokens_per_row": shape.row.tokens,
+        "step_seconds": {"median": median, "min": min(seconds), "max": max(seconds)},
+        "input_wait_seconds": statistics.median(waits),
+        "tokens_per_second": shape.rows * shape.row.tokens / median,
+        "target_tokens_per_second": statistics.mean(targets) / median,
+        "minimal_flops": needed,
+        "peak_flops": peak,
+        "peak_source": source,
+        "mfu": needed / median / peak / jax.device_count() if source != "measured" else needed / median / peak,
+        "peak_bytes": peak_bytes(),
+        "loss": loss,
+        "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
+    }
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """FLOPs per second of one device, and where the figure is from: "data sheet" or "measured" (all CPU cores)."""
+    kind = jax.devices()[0].device_kind
+    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
+        if kind.startswith(name):
+            return PEAK_FLOPS[name], "data sheet"
+    if jax.default_backend() != "cpu":
+        raise ConfigError(f"no peak FLOPs are known for {kind!r}; add it to PEAK_FLOPS in benchmarks/train_step.py")
+    size = 2048
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = min(_seconds(lambda: product(x, x).block_until_ready()) for _ in range(15))
+    return 2 * size**3 / best, "measured"
+
+
+def _seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def peak_bytes() -> int:
+    """The most memory a device has used; on CPU, the most the process has."""
+    statistics_ = jax.devices()[0].memory_stats()
+    if statistics_ is None:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(device.memory_stats()["peak_bytes_in_use"] for device in jax.local_devices())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="benchmarks.train_step", description=__doc__)
+    add_options(parser)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace for XProf or Perfetto there")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    try:
+        result = measure(read_options(options), steps=options.steps, data=None, profile=options.profile)
+    except ConfigError as error:
+        sys.exit(f"benchmarks.train_step: {error}")
+    print(json.dumps(result) if options.json else json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

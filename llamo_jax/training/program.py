@@ -1,0 +1,126 @@
+"""What a run computes with, before any value exists: shapes, shardings, and the jitted steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from data_pipeline.batch import BatchShape, RowSize
+from llamo_jax import parameters, quantization, sharding
+from llamo_jax.config import Config, ConfigError
+from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
+from llamo_jax.parameters import Arrays
+from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
+from llamo_jax.training.trainable import describe_trainable, make_optimizer, rules_of, select_trainable
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """The shapes and shardings of a run's arrays, and its steps; see llamo_jax.training.step for these.
+
+    state, frozen: ShapeDtypeStructs with shardings; between them, they hold every array of the model once.
+    """
+
+    definition: ModelDefinition
+    state: Any
+    frozen: dict[str, jax.ShapeDtypeStruct]
+    train_step: Callable[..., Any]
+    eval_step: Callable[..., Any]
+    _optimizer: optax.GradientTransformation
+
+    def arrays(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """All arrays of the model, by path."""
+        return {**self.state.trained, **self.state.statistics, **self.frozen}
+
+    def initial_state(self, arrays: Arrays) -> TrainState:
+        """Step 0 with these weights, which may be more than the state holds."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        trained = {name: arrays[name] for name in self.state.trained}
+        return TrainState(
+            step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
+            trained=trained,
+            statistics={name: arrays[name] for name in self.state.statistics},
+            # out_shardings: zeros do not inherit their parameter's sharding, moments would be replicated
+            optimizer=jax.jit(self._optimizer.init, out_shardings=shardings.optimizer)(trained),
+        )
+
+    def summary(self) -> str:
+        """A table for people: parameters per component, trained and frozen."""
+        return describe_trainable(self.state.trained, self.frozen)
+
+
+def make_program(config: Config, mesh: Mesh) -> Program:
+    """The program of a configuration on a mesh, whose devices need not be there.
+
+    Raises ConfigError if the trainable rules or the mesh do not fit the model.
+    """
+    definition = define_model(config.model)
+    statistics = statistics_names(definition)
+    names = [parameters.path_name(path) for path, _ in nnx.to_flat_state(definition.variables)]
+    trained = select_trainable([name for name in names if name not in statistics], rules_of(config.train))
+    for name, on in trained.items():
+        if on and name.rpartition("/")[2] in (quantization.VALUES, quantization.SCALE):
+            raise ConfigError(f"config.model.quantize: {name} is trained; only frozen matrices can be quantized")
+    abstract = parameters.abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained)
+    optimizer = make_optimizer(config.train)
+    trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
+    state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return Program(
+        definition,
+        state,
+        {name: abstract[name] for name, on in trained.items() if not on},
+        make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed, shardings=shardings),
+        make_eval_step(definition),
+        optimizer,
+    )
+
+
+def _abstract_state(
+    abstract: dict, trained: dict[str, bool], statistics: set[str], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes and shardings of the TrainState; the optimizer's moments are sharded like their parameters."""
+    parameters_ = {name: abstract[name] for name, on in trained.items() if on}
+    if not parameters_:
+        raise ConfigError("config.train.trainable selects no parameter")
+    moments = jax.eval_shape(optimizer.init, parameters_)
+    replicated = sharding.replicated(mesh)
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        place = parameters_[names[-1]].sharding if names else replicated
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
+        trained=parameters_,
+        statistics={name: abstract[name] for name in abstract if name in statistics},
+        optimizer=jax.tree_util.tree_map_with_path(place, moments),
+    )
+
+
+def batch_shape(config: Config, shards: int) -> BatchShape:
+    """The shape of all batches; raises ConfigError if the rows do not divide over the shards."""
+    data = config.data
+    if data.rows % shards:
+        raise ConfigError(
+            f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
+        )
+    row = RowSize(
+        data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
+    )
+    graph = config.model.graph_encoder
+    return BatchShape(data.rows, shards, row, len(graph.atom_cardinalities), len(graph.bond_cardinalities))
+
+
+def abstract_batches(batch: Any, mesh: Mesh, *, leading: int = 1) -> Any:
+    """Shapes and shardings of what `put_batch` makes of a whole batch of host arrays, for compiling ahead of time."""
+    place = sharding.batch_sharding(mesh, leading=leading)
+    ones = (1,) * leading
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(ones + np.shape(x), x.dtype, sharding=place), batch)
