@@ -3,8 +3,11 @@
 Run the same command again to continue an interrupted run.
 """
 
+import os
+import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -13,6 +16,9 @@ from data_pipeline.logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:preset]; fields with --config.FIELD=VALUE")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default: runs/NAME-PRESET")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, if there are several")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, from 0", lower_bound=0)
 flags.mark_flag_as_required("config")
 
 
@@ -22,13 +28,32 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"launch.py: unexpected arguments {arguments[1:]}; fields are set with --config.FIELD=VALUE")
     quiet_libraries()
     # Imported after the flags are parsed, so that --help and a wrong flag answer at once.
-    from llamo_jax import runs
+    from llamo_jax import distributed, runs
 
     try:
+        distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         config = runs.read_config(_CONFIG.value)
-        runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
+        state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
     except runs.UserError as error:
-        sys.exit(f"launch.py: {error}")
+        _stop(f"launch.py: {error}")
+    except distributed.LostProcessError as error:
+        _stop(f"launch.py: {error}; start all processes again to continue: {_command()}")
+    if int(state.step) < config.train.steps:
+        distributed.say(f"to continue: {_command()}")
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])
+
+
+def _stop(message: str) -> NoReturn:
+    """Exits with status 1; where there are other processes without waiting for them, who may never come."""
+    import jax
+
+    if jax.process_count() == 1:
+        sys.exit(message)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ def measure(checkpoint: Path, batches: int) -> dict[str, Any]:
     mesh = sharding.single_device_mesh()
     float32 = dataclasses.replace(config.model, frozen_dtype="float32")
     abstract = parameters.abstract_arrays(define_model(float32).variables, "float32", mesh, trained={})
-    arrays, _ = checkpoints.load_weights(checkpoint, abstract)
+    arrays = checkpoints.load_weights(checkpoint, abstract).arrays
     data = dataclasses.replace(config.data, tokenizer=str(checkpoint / "tokenizer"))
     loader = runs.read_data(dataclasses.replace(config, data=data), mesh)[1].validation
     if loader is None:

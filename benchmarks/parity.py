@@ -51,7 +51,7 @@ from llamo_jax.generation.decode import Beams, Generated, beam_search, collate_p
 from llamo_jax.models import GINEncoder, MultiLevelProjector
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.training.loss import cross_entropy
-from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
+from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import make_optimizer, rules_of, select_trainable
 
 VARIANTS = ("mha", "gqa")
@@ -497,7 +497,7 @@ def _ten_steps(
     on = {name: jnp.asarray(arrays[name]) for name in trained if trained[name]}
     frozen = {name: jnp.asarray(arrays[name]) for name in trained if not trained[name]}
     running = {name: jnp.asarray(arrays[name]) for name in statistics}
-    state = TrainState(jnp.zeros((), jnp.int32), on, running, optimizer.init(on))
+    state = TrainState(jnp.zeros((), jnp.int32), on, running, optimizer.init(on), empty_log())
     step = make_train_step(definition, optimizer, batch_statistics=False, seed=0)
     losses = []
     for _ in range(settings.steps):

@@ -56,6 +56,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "eval_every": 200,
                 "checkpoint_every": 200,
                 "keep_checkpoints": 2,
+                "on_save_failure": "stop",
+                "max_nonfinite_steps": 10,
                 "trainable": _EVERYTHING if from_scratch else _GRAPH_SIDE,
                 "train_token_embedding": False,
             },

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import corpus, describe, shards
+from data_pipeline.errors import BusyError
 from data_pipeline.jobs import VOCAB_SIZE, Runner, Settings, job_folder, prepare_rows, prompt_lines
 from data_pipeline.molecule import FEATURE_VERSION, parse_smiles
 from data_pipeline.records import FORMAT_VERSION
@@ -18,12 +21,28 @@ from data_pipeline.tokenizer import TextTokenizer, load_tokenizer, train_tokeniz
 
 
 def prepare_embedded(cache_dir: str | Path, runner: Runner | None = None) -> Path:
-    """The embedded corpus below `cache_dir`, prepared if it is missing: description/, instruction/, tokenizer/."""
+    """The embedded corpus below `cache_dir`, prepared if it is missing: description/, instruction/, tokenizer/.
+
+    Several processes may ask for it at the same time: one prepares it, the others wait.
+    """
     folder = Path(cache_dir) / f"embedded-{corpus.CORPUS_VERSION}-features{FEATURE_VERSION}-format{FORMAT_VERSION}"
-    if (folder / "manifest.json").is_file():
-        return folder
+    waiting = False
+    while not (folder / "manifest.json").is_file():
+        try:
+            _prepare(folder, runner or Runner())
+        except BusyError:
+            if not waiting:
+                print(f"waiting for another process that prepares {folder}", file=sys.stderr)
+            waiting = True
+            time.sleep(0.5)
+    return folder
+
+
+def _prepare(folder: Path, runner: Runner) -> None:
     sources = [{"name": "embedded corpus", "version": corpus.CORPUS_VERSION}]
     with job_folder(epath.Path(folder), {"sources": sources}) as partial:
+        if (folder / "manifest.json").is_file():
+            raise BusyError(f"another process has prepared {folder}")
         texts = _embedded_texts()
         if not (partial / "tokenizer").exists():
             saved = partial / "tokenizer.new"
@@ -33,14 +52,11 @@ def prepare_embedded(cache_dir: str | Path, runner: Runner | None = None) -> Pat
         splits = {}
         for task, rows in texts.items():
             settings = Settings(task="instruction", tokens_per_row=256)
-            manifest = prepare_rows(
-                rows.__iter__, [task], sources, partial / task, settings, runner or Runner(), tokenizer
-            )
+            manifest = prepare_rows(rows.__iter__, [task], sources, partial / task, settings, runner, tokenizer)
             splits[task] = manifest["splits"]
         shards.write_text(
             partial / "manifest.json", json.dumps({"sources": sources, "splits": splits}, indent=2) + "\n"
         )
-    return folder
 
 
 _EMBEDDED_WRITERS = {"description": describe.description_messages, "instruction": describe.conversation_messages}

@@ -5,6 +5,10 @@ class DataError(ValueError):
     """Input or prepared data that cannot be used; the message says what is wrong and what to do."""
 
 
+class BusyError(DataError):
+    """Another process is at the same job."""
+
+
 class WorkerError(DataError):
     """A job that cannot go on for reasons outside its data; what it has done is kept."""
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_pipeline import lengths, shards, tasks
 from data_pipeline.conversation import Conversation
-from data_pipeline.errors import DataError, WorkerError
+from data_pipeline.errors import BusyError, DataError, WorkerError
 from data_pipeline.files import BadRow, read_rows
 from data_pipeline.molecule import FEATURE_VERSION
 from data_pipeline.prompt import PromptEncoder
@@ -231,7 +231,7 @@ def _locked(partial: epath.Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise DataError(f"another process is preparing {partial}; wait for it") from None
+        raise BusyError(f"another process is preparing {partial}; wait for it") from None
     finally:
         os.close(descriptor)
 

@@ -152,16 +152,23 @@ class BatchLoader:
         local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
 
         def build(step: int) -> Batch:
-            places = [source_at(self._weights, seed, step * self.shape.rows + position) for position in positions]
+            places = self._places(seed, step, positions)
             rows: list[list[EncodedConversation]] = [[] for _ in places]
             for number, dataset in enumerate(self._datasets):
                 mine = [index for index, (source, _) in enumerate(places) if source == number]
-                chosen = [dataset.training_row(seed, places[index][1]) for index in mine]
-                for index, row in zip(mine, dataset.load(chosen), strict=True):
+                for index, row in zip(mine, dataset.load([places[index][1] for index in mine]), strict=True):
                     rows[index] = row
             return collate(rows, local)
 
         return BatchStream(build, first_step, np.iinfo(np.int64).max, collate([], local))
+
+    def training_rows(self, seed: int, step: int) -> list[tuple[int, list[int]]]:
+        """What the batch of a step holds: for each row the number of its data set, and conversations of that split."""
+        return [(source, row.tolist()) for source, row in self._places(seed, step, range(self.shape.rows))]
+
+    def _places(self, seed: int, step: int, positions: range) -> list[tuple[int, np.ndarray]]:
+        places = [source_at(self._weights, seed, step * self.shape.rows + position) for position in positions]
+        return [(source, self._datasets[source].training_row(seed, place)) for source, place in places]
 
     def evaluation_batches(self, shards: Shards | None = None) -> "BatchStream":
         """Every conversation of every data set exactly once, in a fixed order; the end is padded with empty rows."""

@@ -106,6 +106,10 @@ class ModelConfig:
         return self.projector.num_motif_queries + self.num_levels * self.projector.num_level_queries
 
 
+ARCHITECTURE = ("graph_encoder", "projector", "language_model", "lora")
+"""The parts of a ModelConfig that decide about its arrays; the rest says how to compute, and may change."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
     """How a conversation becomes tokens; see data_pipeline.prompt."""
@@ -151,6 +155,8 @@ class TrainConfig:
     eval_every: int
     checkpoint_every: int
     keep_checkpoints: int
+    on_save_failure: str  # stop, or continue without the checkpoint that could not be written
+    max_nonfinite_steps: int  # steps in a row that are skipped for a loss that is not finite, before the run stops
     trainable: tuple[tuple[str, bool], ...]  # ordered (pattern, trained) rules over parameter paths
     train_token_embedding: bool  # whatever the rules say; the original does in stage 1
 

@@ -1,6 +1,7 @@
 """Frozen matrices in 8 or 4 bits (QLoRA, Dettmers et al. 2023), by the library qwix (extra [quant])."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -48,6 +49,15 @@ def quantize_arrays(arrays: Mapping[str, Array], names: Collection[str], kind: s
             result[values], result[scale] = quantize(array, kind)
         else:
             result[name] = array
+    return result
+
+
+def whole(abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of a quantized model's arrays as they are before: its matrices in bfloat16 and in one part."""
+    result = {name: spec for name, spec in abstract.items() if not name.endswith((f"/{VALUES}", f"/{SCALE}"))}
+    for name, spec in abstract.items():
+        if name.endswith(f"/{VALUES}"):
+            result[name.removesuffix(VALUES) + "kernel"] = spec.update(dtype=jnp.dtype("bfloat16"))
     return result
 
 

@@ -19,8 +19,8 @@ from data_pipeline.prompt import PROMPT_STYLES, PromptEncoder
 from data_pipeline.records import RecordReader, read_manifest
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from data_pipeline.vocabulary import GraphVocabulary
-from llamo_jax import sharding
-from llamo_jax.config import Config, ConfigError, from_dict, to_dict
+from llamo_jax import distributed, sharding
+from llamo_jax.config import ARCHITECTURE, Config, ConfigError, from_dict, to_dict
 from llamo_jax.generation.generator import Generator
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays, WeightsError
@@ -49,6 +49,8 @@ def read_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError(f"config.prompt.style: {config.prompt.style!r} is not one of {', '.join(PROMPT_STYLES)}")
     if config.train.steps < 1 or config.train.accumulate < 1:
         raise ConfigError("config.train.steps and config.train.accumulate must be at least 1")
+    if config.train.on_save_failure not in ("stop", "continue"):
+        raise ConfigError(f"config.train.on_save_failure: {config.train.on_save_failure!r} is not stop or continue")
     if config.train.checkpoint_every % config.train.log_every:
         # a logged loss is the mean since the last line; a run that continues in between could not repeat it
         raise ConfigError("config.train.checkpoint_every must be a multiple of config.train.log_every")
@@ -63,9 +65,12 @@ def train(config: Config, workdir: Path) -> TrainState:
         _check_base(config)  # before anything takes time
     _create_workdir(workdir, config)
     encoder, data = read_data(config, mesh)
-    encoder.tokenizer.save(workdir / "tokenizer")
+    if distributed.is_main():
+        encoder.tokenizer.save(workdir / "tokenizer")
     checkpoints.write_config(workdir, config)
-    return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
+    with distributed.watched():
+        distributed.wait("data read")
+        return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data]:
@@ -143,7 +148,9 @@ def _loader(
             )
         dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row)
         skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
-        print(f"{split}: {folder}: {len(dataset):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}")
+        distributed.say(
+            f"{split}: {folder}: {len(dataset):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}"
+        )
         datasets.append(dataset)
         weights.append(weight)
     return BatchLoader(datasets, weights, shape) if datasets else None
@@ -173,14 +180,21 @@ def _create_workdir(workdir: Path, config: Config) -> None:
         raise DataError(f"cannot create the workdir {workdir}: {error.strerror}") from None
     if not os.access(workdir, os.W_OK):
         raise DataError(f"the workdir {workdir} is not writable")
-    if (workdir / "config.json").exists() and checkpoints.read_config(workdir).model != config.model:
-        raise ConfigError(f"{workdir} holds a run with another config.model; choose another --workdir or remove it")
+    if (workdir / "config.json").exists():
+        there = checkpoints.read_config(workdir).model
+        for part in ARCHITECTURE:
+            if getattr(there, part) != getattr(config.model, part):
+                raise ConfigError(
+                    f"{workdir} holds a run with another config.model.{part}; choose another --workdir or remove it"
+                )
 
 
 def _check_base(config: Config) -> None:
     """Raises ConfigError if what the run starts from is another model: shapes alone would not tell."""
     base, _ = checkpoints.read_model_config(config.init_from)
-    for part in ("graph_encoder", "projector", "language_model", *(("lora",) if base.lora.rank else ())):
+    for part in ARCHITECTURE:
+        if part == "lora" and not base.lora.rank:
+            continue
         theirs, ours = to_dict(getattr(base, part)), to_dict(getattr(config.model, part))
         differ = [
             f"{name}={ours[name]!r} (there {theirs[name]!r})"

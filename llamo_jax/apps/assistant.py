@@ -34,7 +34,7 @@ class Assistant:
         definition = define_model(model)
         mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
         abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
-        arrays, _ = checkpoints.load_weights(checkpoint_dir, abstract)
+        arrays = checkpoints.load_weights(checkpoint_dir, abstract, model.quantize).arrays
         missing = sorted(set(abstract) - set(arrays))
         if missing:
             raise checkpoints.CheckpointError(f"{checkpoint_dir} is not a whole model; it lacks {missing}")

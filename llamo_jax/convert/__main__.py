@@ -11,6 +11,7 @@ LLaMo.load or the assistant. to_… take a run's workdir or a model folder.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -169,12 +170,11 @@ def _read(folder: Path) -> ModelFolder:
     if is_model_folder(folder):
         return read_model(folder)
     config = checkpoints.read_config(folder)
-    definition = define_model(config.model)
-    abstract = abstract_arrays(
-        definition.variables, config.model.frozen_dtype, sharding.single_device_mesh(), trained={}
-    )
-    arrays, _ = checkpoints.load_weights(folder, abstract)
-    return ModelFolder(config.model, arrays, config.prompt, huggingface=checkpoints.read_origin(folder))
+    model = dataclasses.replace(config.model, quantize="none")  # what was frozen is still whole where it came from
+    definition = define_model(model)
+    abstract = abstract_arrays(definition.variables, model.frozen_dtype, sharding.single_device_mesh(), trained={})
+    arrays = checkpoints.load_weights(folder, abstract).arrays
+    return ModelFolder(model, arrays, config.prompt, huggingface=checkpoints.read_origin(folder))
 
 
 def _write_graph_side(folder: Path, stored: ModelFolder) -> None:

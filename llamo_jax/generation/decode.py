@@ -2,19 +2,23 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
+from llamo_jax import sharding
 from llamo_jax.models import KVCache, LlamaDecoder, LLaMo
 from llamo_jax.models.attention import causal_mask
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
+
+T = TypeVar("T")
 
 PROMPT_BUCKET = 64
 """Prompt lengths are padded to multiples of this, so that few programs are compiled."""
@@ -102,7 +106,7 @@ def greedy(definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new
     blank = Generated(jnp.full((rows, max_new_tokens), eos_id, jnp.int32), jnp.zeros((rows, max_new_tokens)))
     state = choose(State(jnp.zeros((), jnp.int32), blank, prompt.lengths == 0, hidden, cache))
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.finished), step, state)
-    return state.generated
+    return _replicated(state.generated)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "max_new_tokens", "eos_id", "num_beams"))
@@ -177,7 +181,12 @@ def beam_search(
     state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done), step, state)
     state, _ = extend(state)
     scores = jnp.where(state.done[:, None], -jnp.inf, state.sums / float(max_new_tokens) ** length_penalty)
-    return keep_best(state.ended, state.tokens, scores)
+    return _replicated(keep_best(state.ended, state.tokens, scores))
+
+
+def _replicated(result: T) -> T:
+    """The same on every device, so that each process can read it."""
+    return jax.tree.map(lambda x: sharding.constrain(x, PartitionSpec()), result)
 
 
 def _take(x: Array, order: Int[Array, "B K"]) -> Array:

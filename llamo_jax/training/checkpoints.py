@@ -6,6 +6,7 @@ tokenizer/      a Hugging Face tokenizer folder
 checkpoints/    Orbax: TrainState by step; frozen weights are never copied into it
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ import numpy as np
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
+from llamo_jax import distributed, quantization
 from llamo_jax.config import Config, ModelConfig, PromptConfig, from_dict, to_dict
 from llamo_jax.model_folder import is_model_folder, read_model
 from llamo_jax.parameters import Arrays
@@ -59,7 +61,9 @@ def read_model_config(folder: str | os.PathLike) -> tuple[ModelConfig, PromptCon
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file in one step: readers see the old or the new one, never half of it."""
+    """Writes a JSON file in one step: readers see the old or the new one, never half of it. One process does."""
+    if not distributed.is_main():
+        return
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(partial, path)
@@ -94,128 +98,230 @@ def write_base(folder: Path, base: Base) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest first choice; use as a context manager to finish pending writes."""
+    """The checkpoints of one run, newest first choice; use as a context manager to finish pending writes.
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    Each holds checksums of its arrays, since damaged array data would load without a complaint.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, on_save_failure: str = "stop"):
+        """on_save_failure: "stop" raises CheckpointError when a checkpoint cannot be written, "continue" says so."""
         policy = ocp.training.preservation_policies.LatestN(keep)
         self.path = (folder / "checkpoints").resolve()
+        self._on_save_failure = on_save_failure
+        self._damaged: set[int] = set()
         self._checkpointer = ocp.training.Checkpointer(
             self.path, preservation_policy=policy, cleanup_tmp_directories=True
         )
+        self._pending: tuple[int, Any] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                self.finish()
+            finally:
+                self._checkpointer.close()
+        else:
+            with contextlib.suppress(Exception):  # not to hide what went wrong first
+                self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, newest first; one that is listed may still fail to load."""
         return sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
 
     def save(self, state: TrainState) -> None:
-        """Saves in the background; a step that is saved already is left alone."""
+        """Copies the state from the devices and writes it in the background; a step that is saved is left alone.
+
+        Raises CheckpointError, here or at the next call, if writing fails and `on_save_failure` is "stop".
+        """
         step = int(state.step)
-        if step not in self.steps():
-            self._checkpointer.save_checkpointables_async(step, {"state": state._asdict()})
+        self.finish()
+        if step in self.steps() and step not in self._damaged:
+            return
+        metadata = {"checksums": checksums(_by_path(state))}
+        try:
+            response = self._checkpointer.save_checkpointables_async(
+                step, {"state": state._asdict()}, overwrite=step in self._damaged, custom_metadata=metadata
+            )
+        except Exception as error:  # Orbax wraps every failure in its own types
+            self._failed(step, error)
+        else:
+            self._pending = (step, response)
+
+    def finish(self) -> None:
+        """Waits until everything is written; raises as `save`."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            if response is not None:
+                response.result()
+        except Exception as error:  # as above
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        kept = [saved for saved in self.steps() if saved != step]
+        reason = f"the checkpoint of step {step} cannot be written to {self.path}: {_first_line(error)}"
+        left = f"the one of step {kept[0]} is still there" if kept else "there is no earlier one"
+        if self._on_save_failure == "stop":
+            raise CheckpointError(f"{reason}; {left}") from None
+        logging.warning("%s; %s; training goes on (config.train.on_save_failure)", reason, left)
+        self._damaged.add(step)
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest state that loads, in the shardings of `abstract`; None if there is no checkpoint at all.
+        """The newest undamaged state, in the shardings of `abstract`; None if there is no checkpoint at all.
 
         Raises CheckpointError if there are checkpoints and none of them loads.
         """
         failures = []
         for step in self.steps():
             try:
-                return TrainState(**self._load(step, {"state": abstract._asdict()})["state"])
-            except Exception as error:  # Orbax wraps every failure in its own types
+                state = TrainState(**self._load(step, {"state": abstract._asdict()})["state"])
+                self._verify(step, _by_path(state))
+                return state
+            except Exception as error:  # as above
                 failures.append(f"step {step}: {_first_line(error)}")
-                logging.warning("checkpoint of step %d in %s does not load, trying an older one", step, self.path)
+                self._damaged.add(step)
+                logging.warning("skipping a damaged checkpoint in %s, %s", self.path, failures[-1])
         if failures:
             raise CheckpointError(f"no checkpoint in {self.path} loads ({'; '.join(failures)})")
         return None
 
-    def restore_weights(self, abstract: Mapping[str, Any], step: int | None = None) -> tuple[dict[str, Array], int]:
-        """Parameters and statistics by path, those of `abstract` that the checkpoint holds, and the step.
+    def restore_weights(self, abstract: Mapping[str, Any]) -> "Loaded":
+        """Parameters and statistics of the newest checkpoint, those of `abstract` that it holds, with their dtypes.
 
-        Raises CheckpointError if there is no checkpoint (of that step), or it does not load.
+        Raises CheckpointError if there is no checkpoint, or it does not load.
         """
         steps = self.steps()
-        if not steps or (step is not None and step not in steps):
-            raise CheckpointError(f"{self.path} holds no checkpoint{'' if step is None else f' of step {step}'}")
-        step = steps[0] if step is None else step
-        saved = self._saved_names(step)
-        wanted = {part: {name: abstract[name] for name in names if name in abstract} for part, names in saved.items()}
+        if not steps:
+            raise CheckpointError(f"{self.path} holds no checkpoint")
+        step = steps[0]
         context = ocp.Context()
         context.pytree.loading.partial_load = True  # the optimizer's state is not wanted
         with context:
             try:
+                metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+                wanted = {
+                    part: {
+                        name: abstract[name].update(dtype=stored.dtype)
+                        for name, stored in metadata[part].items()
+                        if name in abstract
+                    }
+                    for part in ("trained", "statistics")
+                }
                 state = self._load(step, {"state": wanted})["state"]
+                self._verify(step, _by_path(state))
             except Exception as error:  # as above
                 raise CheckpointError(
                     f"the checkpoint of step {step} in {self.path} does not load: {_first_line(error)}"
                 ) from None
-        return {**state["trained"], **state["statistics"]}, step
+        arrays = {**state["trained"], **state["statistics"]}
+        return Loaded(
+            {name: array.astype(abstract[name].dtype) for name, array in arrays.items()}, checksums(arrays), step
+        )
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         return self._checkpointer.load_checkpointables(step, abstract)
 
-    def _saved_names(self, step: int) -> dict[str, list[str]]:
-        metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-        return {part: list(metadata[part]) for part in ("trained", "statistics")}
+    def _verify(self, step: int, arrays: Mapping[str, Array]) -> None:
+        """Raises CheckpointError if an array is not what was saved."""
+        saved = self._checkpointer.checkpointables_metadata(step).custom_metadata["checksums"]
+        damaged = [name for name, value in checksums(arrays).items() if saved.get(name) != value]
+        if damaged:
+            raise CheckpointError(f"{len(damaged)} arrays are not as they were saved, such as {damaged[0]}")
 
 
-def load_weights(folder: str | os.PathLike, abstract: Mapping[str, Any]) -> tuple[Arrays, int]:
-    """All parameters and statistics of a run, those it trained over those it started from, and its step.
+def _by_path(state: Any) -> dict[str, Array]:
+    """Every array of a state by its place, whatever containers it is in."""
+    content = state._asdict() if isinstance(state, TrainState) else state
+    leaves, _ = jax.tree_util.tree_flatten_with_path(content)
+    return {jax.tree_util.keystr(path): array for path, array in leaves}
 
-    A model folder (see llamo_jax.model_folder) will do as well, as step 0.
+
+class Loaded(NamedTuple):
+    """Arrays of a model, the checksums of what they were read from, and the run's step (0: a model folder)."""
+
+    arrays: Arrays
+    checksums: dict[str, int]
+    step: int
+
+    def digest(self) -> str:
+        """A fingerprint of what was read: the same on every mesh, and whether it was quantized or not."""
+        return hashlib.sha256(json.dumps(self.checksums, sort_keys=True).encode()).hexdigest()
+
+
+def load_weights(folder: str | os.PathLike, abstract: Mapping[str, Any], quantize: str = "none") -> Loaded:
+    """All parameters and statistics of a run, those it trained over those it started from.
+
+    A model folder (see llamo_jax.model_folder) will do as well.
 
     abstract: path → ShapeDtypeStruct (with shardings) for every array wanted; arrays that no run of the chain holds
-    are left out. Raises CheckpointError if the base is not what the run started from any more.
+    are left out. quantize: the model's; its matrices are quantized one by one, so that the whole ones are never all
+    there. Raises CheckpointError if the base is not what the run started from any more.
     """
     base = read_base(folder)
-    arrays: Arrays = {}
     if is_model_folder(folder):
-        return _load_model_folder(folder, abstract), 0
+        return _load_model_folder(folder, abstract, quantize)
+    arrays: Arrays = {}
+    sums: dict[str, int] = {}
     if base is not None:
-        arrays, _ = load_weights_at(base, abstract)
+        arrays, sums, _ = load_weights_at(base, abstract, quantize)
     read_config(folder)
     with Checkpoints(Path(folder)) as checkpoints:
-        own, step = checkpoints.restore_weights(abstract)
-    return {**arrays, **own}, step
+        own = checkpoints.restore_weights(quantization.whole(abstract))
+    arrays |= quantization.quantize_arrays(own.arrays, abstract, quantize)
+    return Loaded(arrays, {**sums, **own.checksums}, own.step)
 
 
-def _load_model_folder(folder: str | os.PathLike, abstract: Mapping[str, Any]) -> Arrays:
+def _load_model_folder(folder: str | os.PathLike, abstract: Mapping[str, Any], quantize: str) -> Loaded:
     weights = read_model(folder).weights
-    unexpected = sorted(set(weights) - set(abstract))
+    wanted = quantization.whole(abstract)
+    unexpected = sorted(set(weights) - set(wanted))
     if unexpected:
         raise CheckpointError(f"{folder} holds weights that config.model has no place for: {unexpected}")
-    return place(weights, {name: abstract[name] for name in weights})
+    arrays: Arrays = {}
+    sums: dict[str, int] = {}
+    for name in weights:
+        placed = place({name: weights[name]}, {name: wanted[name]})
+        sums |= checksums(placed)
+        arrays |= quantization.quantize_arrays(placed, abstract, quantize)
+    return Loaded(arrays, sums, 0)
 
 
-def load_weights_at(base: Base, abstract: Mapping[str, Any]) -> tuple[Arrays, int]:
+def load_weights_at(base: Base, abstract: Mapping[str, Any], quantize: str = "none") -> Loaded:
     """The weights of a base; raises CheckpointError if they changed since `base` was recorded."""
-    arrays, step = load_weights(base.folder, abstract)
-    if digest(arrays) != base.digest:
+    loaded = load_weights(base.folder, abstract, quantize)
+    if loaded.digest() != base.digest:
         raise CheckpointError(
-            f"the weights in {base.folder} (step {step}) are not those of step {base.step} that this run started from"
+            f"the weights in {base.folder} (step {loaded.step}) are not those of step {base.step} that this run "
+            "started from"
         )
-    return arrays, step
+    return loaded
 
 
-def digest(arrays: Mapping[str, Array]) -> str:
-    """A fingerprint of arrays by name; the same on every mesh, since it sums exact integers in any order."""
-    sums = {name: (str(array.dtype), array.shape, int(_checksum(array))) for name, array in sorted(arrays.items())}
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
+    """An exact checksum of each array; the same on every mesh, since it sums integers in any order."""
+    if not arrays:
+        return {}
+    # one program: many small ones with communication, in flight together, can wait for each other forever on CPU
+    return {name: int(value) for name, value in jax.device_get(_checksums(dict(arrays))).items()}
 
 
 @jax.jit
-def _checksum(array: Array) -> Array:
+def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
     """uint32: the bits of all elements, each mixed with its index (multiplicative hashing), summed modulo 2^32."""
-    bits = jax.lax.bitcast_convert_type(array, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[array.dtype.itemsize])
-    bits = bits.reshape(-1).astype(jnp.uint32)
-    index = jnp.arange(bits.size, dtype=jnp.uint32)
-    return jnp.sum((bits ^ (index * np.uint32(2654435761))) * np.uint32(2246822519), dtype=jnp.uint32)
+
+    def checksum(array: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(array, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[array.dtype.itemsize])
+        index = jnp.zeros(array.shape, jnp.uint32)
+        for axis, size in enumerate(array.shape):
+            index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        mixed = (bits.astype(jnp.uint32) ^ (index * np.uint32(2654435761))) * np.uint32(2246822519)
+        return jnp.sum(mixed, dtype=jnp.uint32)
+
+    return {name: checksum(array) for name, array in arrays.items()}
 
 
 def _first_line(error: BaseException) -> str:

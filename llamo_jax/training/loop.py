@@ -3,9 +3,10 @@
 import itertools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,11 +14,12 @@ from jax.sharding import Mesh
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
-from llamo_jax import sharding
+from llamo_jax import distributed, sharding
 from llamo_jax.config import Config, ConfigError
 from llamo_jax.models.definition import ModelDefinition, initial_arrays
 from llamo_jax.parameters import Arrays
 from llamo_jax.training import checkpoints, metrics
+from llamo_jax.training.preemption import StopRequest
 from llamo_jax.training.program import Program, make_program
 from llamo_jax.training.step import TrainState
 from llamo_jax.training.trainable import learning_rate_schedule
@@ -37,22 +39,28 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
     """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
     Weights come from, in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
-    new run, the run `config.init_from`; (3) fresh initial values.
+    new run, the run `config.init_from`; (3) fresh initial values. A request to stop (see preemption) ends it early,
+    after a checkpoint. Raises FloatingPointError after too many steps whose loss is not finite.
     """
-    start = time.perf_counter()
     settings = config.train
-    program = make_program(config, mesh)
-    print(program.summary())
-    schedule = learning_rate_schedule(settings)
-    shards = sharding.local_shards(mesh)
-
-    with checkpoints.Checkpoints(workdir, keep=settings.keep_checkpoints) as saved:
+    with (
+        jax.set_mesh(mesh),
+        StopRequest() as stop,
+        checkpoints.Checkpoints(
+            workdir, keep=settings.keep_checkpoints, on_save_failure=settings.on_save_failure
+        ) as saved,
+    ):
+        start = time.perf_counter()
+        program = make_program(config, mesh)
+        distributed.say(program.summary())
+        shards = sharding.local_shards(mesh)
         state = saved.restore(program.state)
         restored = set() if state is None else {*state.trained, *state.statistics}
         arrays = _starting_weights(config, workdir, program, restored)
         frozen = {name: arrays.pop(name) for name in program.frozen}
         state = state or program.initial_state(arrays)
         first_step = step = int(state.step)
+        schedule = learning_rate_schedule(settings)
         log = metrics.MetricsLog(workdir, step)
         samples = _Samples(workdir, sampler, program.definition)
 
@@ -65,40 +73,42 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
             return {"validation_loss": total / count}
 
         if step == 0:
-            print("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
+            distributed.say("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
             samples.write(0, state, frozen)
         else:
-            print(f"continuing from step {step} of {settings.steps} in {workdir}")
+            distributed.say(f"continuing from step {step} of {settings.steps} in {workdir}")
 
-        first_batch = step * settings.accumulate
-        stream = data.train.training_batches(config.seed, first_batch, shards)
+        stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
         accumulated = _accumulated(stream, settings.accumulate)
         progress = metrics.Progress(step, settings.steps)
-        pending: list[tuple[dict, int]] = []
+        guard = _NonFiniteGuard(config, workdir, data.train)
         for step, batches in zip(range(first_step + 1, settings.steps + 1), accumulated, strict=False):
             state, values = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
-            pending.append((values, int(np.count_nonzero(batches.segments))))
+            guard.check(step, values["in_row"])
             last = step == settings.steps
+            stopping = stop.requested(step)
             if step % settings.log_every == 0 or last:
-                line = _summary(pending) | {"learning_rate": float(schedule(step - 1))}
-                if not np.isfinite(line["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {line['loss']} at step {step}; lower config.train.learning_rate"
-                    )
-                line["tokens_per_second"], left = progress.measure(step, sum(tokens for _, tokens in pending))
-                pending = []
+                line = _line(state.log) | {"learning_rate": float(schedule(step - 1))}
+                line["tokens_per_second"], left = progress.measure(step, line.pop("tokens"))
+                state = program.logged(state)
                 with progress.pause():
                     if step % settings.eval_every == 0 or last:
                         line |= evaluate(state)
                     log.write(step, line)
-                    print(_readable(step, settings.steps, line, left), flush=True)
-            if step % settings.checkpoint_every == 0 or last:
+                    distributed.say(_readable(step, settings.steps, line, left))
+            if step % settings.checkpoint_every == 0 or last or stopping:
                 with progress.pause():
                     saved.save(state)
-        if step > first_step:
+            if stopping and not last:
+                saved.finish()
+                distributed.say(f"stopped after step {step} of {settings.steps}, as requested; everything is saved")
+                break
+        guard.finish()
+        if step == settings.steps > first_step:
             samples.write(step, state, frozen)
         log.close()
-    print(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
+    if step == settings.steps:
+        distributed.say(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
     return state
 
 
@@ -113,12 +123,14 @@ def _starting_weights(config: Config, workdir: Path, program: Program, have: set
         base = checkpoints.read_base(workdir)
         if base is None:
             # everything the base run has, so that the digest covers all that this run may need of it
-            arrays, step = checkpoints.load_weights(config.init_from, abstract)
-            base = checkpoints.Base(Path(config.init_from).resolve(), step, checkpoints.digest(arrays))
+            loaded = checkpoints.load_weights(config.init_from, abstract, config.model.quantize)
+            base = checkpoints.Base(Path(config.init_from).resolve(), loaded.step, loaded.digest())
+            distributed.wait("weights loaded")  # all processes take the same way
             checkpoints.write_base(workdir, base)
         else:
-            arrays, _ = checkpoints.load_weights_at(base, abstract)
-        print(f"weights from {base.folder.name} at step {base.step}")
+            loaded = checkpoints.load_weights_at(base, abstract, config.model.quantize)
+        arrays = loaded.arrays
+        distributed.say(f"weights from {base.folder.name} at step {base.step}")
     wanted = {name: spec for name, spec in abstract.items() if name not in have and name not in arrays}
     random = [name for name in wanted if name in program.frozen]
     if random:
@@ -136,21 +148,70 @@ def _accumulated(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         yield jax.tree.map(lambda *arrays: np.stack(arrays), *group)
 
 
-def _summary(pending: list[tuple[dict, int]]) -> dict[str, float]:
-    """Means over the steps since the last line; losses weighted by their targets."""
-    values = [jax.device_get(values) for values, _ in pending]
-    targets = sum(int(v["targets"]) for v in values)
-    return {
-        "loss": float(sum(v["loss"] * v["targets"] for v in values) / max(targets, 1)),
-        "grad_norm": float(np.mean([v["grad_norm"] for v in values])),
-        "target_tokens": targets,
+def _line(log: dict[str, jax.Array]) -> dict[str, Any]:
+    """What a line of metrics.jsonl says of the steps since the last one; losses are means over targets."""
+    sums = jax.device_get(log)
+    line = {
+        "loss": float(sums["loss"] / max(sums["targets"], 1)),
+        "grad_norm": float(sums["grad_norm"] / max(sums["steps"], 1)),
+        "target_tokens": int(sums["targets"]),
+        "tokens": int(sums["tokens"]),
     }
+    return line | ({"skipped_steps": int(sums["skipped"])} if sums["skipped"] else {})
 
 
 def _readable(step: int, steps: int, line: dict[str, float], left: str) -> str:
     validation = f"  validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
     speed = f"{line['tokens_per_second']:,.0f} tokens/s"
-    return f"step {step:>6}/{steps}  loss {line['loss']:.4f}{validation}  {speed}  {left} left"
+    skipped = f"  {line['skipped_steps']} steps skipped (loss not finite)" if "skipped_steps" in line else ""
+    return f"step {step:>6}/{steps}  loss {line['loss']:.4f}{validation}{skipped}  {speed}  {left} left"
+
+
+class _NonFiniteGuard:
+    """Stops a run whose loss stays infinite or undefined, and says which data it was looking at.
+
+    A step's result is looked at two steps later, so that the devices always have work.
+    """
+
+    _LAG = 2
+
+    def __init__(self, config: Config, workdir: Path, loader: BatchLoader):
+        self._config = config
+        self._path = workdir / "nonfinite.json"
+        self._loader = loader
+        self._results: deque[tuple[int, jax.Array]] = deque()
+
+    def check(self, step: int, in_row: jax.Array) -> None:
+        """Takes note of how many steps in a row were skipped up to this one; raises FloatingPointError."""
+        self._results.append((step, in_row))
+        if len(self._results) > self._LAG:
+            self._look(*self._results.popleft())
+
+    def finish(self) -> None:
+        """Looks at what is left; raises as `check`."""
+        while self._results:
+            self._look(*self._results.popleft())
+
+    def _look(self, step: int, in_row: jax.Array) -> None:
+        train = self._config.train
+        count = int(in_row)
+        if count < train.max_nonfinite_steps:
+            return
+        steps = [
+            {
+                "step": skipped,
+                "batches": [
+                    {"batch": batch, "rows": self._loader.training_rows(self._config.seed, batch)}
+                    for batch in range((skipped - 1) * train.accumulate, skipped * train.accumulate)
+                ],
+            }
+            for skipped in range(step - count + 1, step + 1)
+        ]
+        checkpoints.write_json(self._path, {"source": self._config.data.source, "split": "train", "steps": steps})
+        raise FloatingPointError(
+            f"the loss was not finite in {count} steps in a row, up to step {step}; what they read is in {self._path} "
+            "(rows of [data set, conversations]); lower config.train.learning_rate or look at that data"
+        )
 
 
 class _Samples:
@@ -166,6 +227,8 @@ class _Samples:
         if self._sampler is None:
             return
         answers = self._sampler(self._definition, {**frozen, **state.trained, **state.statistics})
+        if not distributed.is_main():
+            return
         with self._path.open("a") as file:
             for answer in answers:
                 file.write(json.dumps({"step": step, **answer}) + "\n")

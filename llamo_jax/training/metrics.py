@@ -8,11 +8,19 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from llamo_jax import distributed
+
 
 class MetricsLog:
-    """Appends one JSON object per logged step; on resuming at `step`, later ones of an earlier attempt are dropped."""
+    """Appends one JSON object per logged step; on resuming at `step`, later ones of an earlier attempt are dropped.
+
+    Of several processes one writes.
+    """
 
     def __init__(self, folder: Path, step: int):
+        self._writes = distributed.is_main()
+        if not self._writes:
+            return
         self._path = folder / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines()
@@ -25,6 +33,8 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line in metrics.jsonl and one point per number in TensorBoard."""
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -32,6 +42,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Flushes and closes both."""
+        if not self._writes:
+            return
         self._file.close()
         self._tensorboard.close()
 

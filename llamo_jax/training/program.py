@@ -16,7 +16,7 @@ from llamo_jax import parameters, quantization, sharding
 from llamo_jax.config import Config, ConfigError
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.parameters import Arrays
-from llamo_jax.training.step import TrainState, make_eval_step, make_train_step
+from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import describe_trainable, make_optimizer, rules_of, select_trainable
 
 
@@ -43,12 +43,21 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         trained = {name: arrays[name] for name in self.state.trained}
         return TrainState(
-            step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step),
+            step=jax.device_put(np.int32(0), shardings.step),
             trained=trained,
             statistics={name: arrays[name] for name in self.state.statistics},
             # out_shardings: zeros do not inherit their parameter's sharding, moments would be replicated
             optimizer=jax.jit(self._optimizer.init, out_shardings=shardings.optimizer)(trained),
+            log=self._empty_log(),
         )
+
+    def logged(self, state: TrainState) -> TrainState:
+        """The state after a line has been logged: its sums start again."""
+        return state._replace(log={**self._empty_log(), "in_row": state.log["in_row"]})
+
+    def _empty_log(self) -> dict[str, jax.Array]:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.log)
+        return jax.tree.map(jax.device_put, empty_log(), shardings)
 
     def summary(self) -> str:
         """A table for people: parameters per component, trained and frozen."""
@@ -102,6 +111,7 @@ def _abstract_state(
         trained=parameters_,
         statistics={name: abstract[name] for name in abstract if name in statistics},
         optimizer=jax.tree_util.tree_map_with_path(place, moments),
+        log={name: jax.ShapeDtypeStruct((), x.dtype, sharding=replicated) for name, x in empty_log().items()},
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -20,13 +21,25 @@ from llamo_jax.training.loss import cross_entropy
 class TrainState(NamedTuple):
     """What training changes, and what checkpoints hold; all mappings are by parameter path.
 
-    step: int32[], optimizer steps taken; trained: float32 parameters; statistics: BatchNorm's running ones.
+    step: int32[], batches seen; trained: float32 parameters; statistics: BatchNorm's running ones; log: scalars, see
+    `empty_log`.
     """
 
     step: Any
     trained: Arrays
     statistics: Arrays
     optimizer: Any
+    log: Any
+
+
+def empty_log() -> dict[str, Any]:
+    """What is summed up since the last line of the log, so that an interrupted run can go on with that line.
+
+    float32[] loss (over all targets) and grad_norm (over steps); int32[] targets, tokens, steps, skipped (steps whose
+    loss or gradient was not finite), and in_row: how many of the latter come last.
+    """
+    sums = {"loss": np.float32(0), "grad_norm": np.float32(0)}
+    return sums | {name: np.int32(0) for name in ("targets", "tokens", "steps", "skipped", "in_row")}
 
 
 def make_train_step(
@@ -40,7 +53,8 @@ def make_train_step(
     """A jitted `(state, frozen, batches) -> (state, metrics)`; the state is donated.
 
     batches: a Batch whose arrays have one more leading axis, the batches of one optimizer step: their gradients are
-    summed and divided by the number of targets of all of them. metrics: loss (mean over targets), grad_norm, targets.
+    summed and divided by the number of targets of all of them. metrics: loss (mean over targets), grad_norm, targets,
+    in_row. A step whose loss or gradient is not finite changes nothing but `step` and `log`.
     shardings: of the new state, the same as the old one's; left to XLA, a second step could need another program.
     """
 
@@ -72,13 +86,29 @@ def make_train_step(
         targets = jnp.maximum(count, 1).astype(jnp.float32)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-        metrics = {"loss": total / targets, "grad_norm": optax.global_norm(gradients), "targets": count}
-        trained = optax.apply_updates(state.trained, updates)
-        return TrainState(state.step + 1, trained, statistics, optimizer_state), metrics
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        new = (optax.apply_updates(state.trained, updates), statistics, optimizer_state)
+        old = (state.trained, state.statistics, state.optimizer)
+        trained, statistics, optimizer_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        log = _added(state.log, finite, total, norm, count, jnp.count_nonzero(batches.segments))
+        metrics = {"loss": total / targets, "grad_norm": norm, "targets": count, "in_row": log["in_row"]}
+        return TrainState(state.step + 1, trained, statistics, optimizer_state, log), metrics
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _added(
+    log: dict[str, Array], finite: Array, total: Array, norm: Array, targets: Array, tokens: Array
+) -> dict[str, Array]:
+    """The log with one more step."""
+    one = jnp.ones((), jnp.int32)
+    counted = {"loss": total, "grad_norm": norm, "targets": targets, "tokens": tokens, "steps": one}
+    new = {name: log[name] + jnp.where(finite, value, 0).astype(log[name].dtype) for name, value in counted.items()}
+    skipped = (~finite).astype(jnp.int32)
+    return {**new, "skipped": log["skipped"] + skipped, "in_row": jnp.where(finite, 0, log["in_row"] + 1)}
 
 
 def make_eval_step(

@@ -25,7 +25,7 @@ from llamo_jax.models.definition import define_model, initial_arrays, statistics
 from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training import checkpoints
 from llamo_jax.training.loss import cross_entropy
-from llamo_jax.training.step import TrainState, make_train_step
+from llamo_jax.training.step import TrainState, empty_log, make_train_step
 from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
 from tests import helpers
 
@@ -43,9 +43,8 @@ def start(config, rules, **changes):
     trained = select_trainable([name for name in arrays if name not in statistics], rules)
     optimizer = make_optimizer(train_config(**changes))
     chosen = {name: arrays[name] for name, on in trained.items() if on}
-    state = TrainState(
-        jnp.zeros((), jnp.int32), chosen, {name: arrays[name] for name in statistics}, optimizer.init(chosen)
-    )
+    running = {name: arrays[name] for name in statistics}
+    state = TrainState(jnp.zeros((), jnp.int32), chosen, running, optimizer.init(chosen), empty_log())
     frozen = {name: arrays[name] for name, on in trained.items() if not on}
     batch_statistics = any(name.startswith("graph_encoder/") for name in chosen)
     step = make_train_step(definition, optimizer, batch_statistics=batch_statistics, seed=0)
@@ -180,9 +179,11 @@ def test_initial_arrays_do_not_depend_on_the_mesh():
             initial_arrays(config, abstract_arrays(definition.variables, config.frozen_dtype, mesh, {}), seed=0)
         )
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, arrays))
-    assert checkpoints.digest(arrays[0]) == checkpoints.digest(arrays[1])
+    assert checkpoints.checksums(arrays[0]) == checkpoints.checksums(arrays[1])
     name = "projector/norm/bias"
-    assert checkpoints.digest({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checkpoints.digest(arrays[0])
+    assert checkpoints.checksums({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checkpoints.checksums(
+        arrays[0]
+    )
 
 
 def test_mesh_errors_name_the_numbers():
@@ -295,7 +296,7 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
     definition = define_model(second.model)
     mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
     abstract = abstract_arrays(definition.variables, second.model.frozen_dtype, mesh, {})
-    arrays, step = checkpoints.load_weights(tmp_path / "stage2", abstract)
+    arrays, _, step = checkpoints.load_weights(tmp_path / "stage2", abstract)
     assert step == 6
     assert set(arrays) == set(abstract)
     np.testing.assert_array_equal(arrays["projector/norm/scale"], state.trained["projector/norm/scale"])
