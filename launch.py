@@ -33,11 +33,10 @@ def main(arguments: list[str]) -> None:
     try:
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         config = runs.read_config(_CONFIG.value)
-        state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
+        with distributed.watched(_lost):
+            state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
     except runs.UserError as error:
-        _stop(f"launch.py: {error}")
-    except distributed.LostProcessError as error:
-        _stop(f"launch.py: {error}; start all processes again to continue: {_command()}")
+        _stop(str(error))
     if int(state.step) < config.train.steps:
         distributed.say(f"to continue: {_command()}")
 
@@ -46,13 +45,17 @@ def _command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def _lost(message: str) -> NoReturn:
+    _stop(f"{message}; start all processes again to continue: {_command()}")
+
+
 def _stop(message: str) -> NoReturn:
-    """Exits with status 1; where there are other processes without waiting for them, who may never come."""
+    """Exits with status 1; where there are other processes, without waiting for them, since they may never come."""
     import jax
 
     if jax.process_count() == 1:
-        sys.exit(message)
-    print(message, file=sys.stderr, flush=True)
+        sys.exit(f"launch.py: {message}")
+    print(f"launch.py: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -1,22 +1,24 @@
 """Several processes that train one model: how they find each other, and what only one of them does."""
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
+from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
 from llamo_jax.config import ConfigError
 
+_SIGNS = "llamo_jax/signs_of_life"
 
-class LostProcessError(RuntimeError):
-    """Another process of this run is gone, so this one cannot go on; the message says what was noticed."""
-
-
-HEARTBEAT_SECONDS = 30
-"""After so long without a sign of life, a process counts as dead and the others stop."""
+SILENCE_SECONDS = 20
+"""After so long without a sign of life, a process counts as lost and the others stop."""
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -42,7 +44,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     if coordinator is None and not _in_cluster():
         return
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        # JAX itself aborts the process, with a page of text, if it is the first to notice
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=2 * SILENCE_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the processes do not find each other: {str(error).strip().splitlines()[0]}") from None
 
@@ -65,17 +68,49 @@ def wait(name: str) -> None:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """Turns the failure of a computation that several processes share into LostProcessError."""
+def watched(stop: Callable[[str], NoReturn]) -> Iterator[None]:
+    """Calls `stop` with a message, from another thread, when a process is lost: it must end this process at once.
+
+    The computations of the remaining ones would wait for it forever.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(done, stop), daemon=True)
+    watch.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        raise LostProcessError(
-            f"process {jax.process_index()} of {jax.process_count()} stops, since another one does not answer any more "
-            f"({str(error).strip().splitlines()[0][:200]})"
-        ) from error
+        wait("done")  # nobody leaves while others still look out for signs of life
+    except jax.errors.JaxRuntimeError:
+        watch.join(2 * SILENCE_SECONDS)  # was it because of a lost process? then this does not return
+        raise
+    finally:
+        done.set()
+
+
+def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
+    """Gives signs of life through JAX's coordinator, and looks for those of the others."""
+    client: Any = global_state.client
+    mine, count = jax.process_index(), jax.process_count()
+    heard = {process: ("", time.monotonic()) for process in range(count) if process != mine}
+    for beat in itertools.count():
+        try:
+            client.key_value_set(f"{_SIGNS}/{mine}", str(beat), allow_overwrite=True)
+            signs = {int(name.rpartition("/")[2]): sign for name, sign in client.key_value_dir_get(_SIGNS)}
+        except Exception as error:  # the coordinator lives in process 0; its client raises several types
+            if not done.is_set():
+                stop(f"process {mine} of {count} stops: process 0 is gone ({str(error).splitlines()[0][:120]})")
+            return
+        now = time.monotonic()
+        for process, (last, since) in heard.items():
+            sign = signs.get(process, "")
+            if sign != last:
+                heard[process] = (sign, now)
+            elif now - since > SILENCE_SECONDS and not done.is_set():
+                stop(f"process {mine} of {count} stops: process {process} gave no sign of life for {now - since:.0f} s")
+        if done.wait(SILENCE_SECONDS / 10):
+            return
 
 
 def _number(*names: str) -> int | None:

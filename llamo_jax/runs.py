@@ -68,9 +68,8 @@ def train(config: Config, workdir: Path) -> TrainState:
     if distributed.is_main():
         encoder.tokenizer.save(workdir / "tokenizer")
     checkpoints.write_config(workdir, config)
-    with distributed.watched():
-        distributed.wait("data read")
-        return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
+    distributed.wait("data read")
+    return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data]:

@@ -105,14 +105,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2, on_save_failure: str = "stop"):
         """on_save_failure: "stop" raises CheckpointError when a checkpoint cannot be written, "continue" says so."""
-        policy = ocp.training.preservation_policies.LatestN(keep)
         self.path = (folder / "checkpoints").resolve()
+        self._keep = keep
         self._on_save_failure = on_save_failure
         self._damaged: set[int] = set()
-        self._checkpointer = ocp.training.Checkpointer(
-            self.path, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        self._checkpointer = self._open()
         self._pending: tuple[int, Any] | None = None
+
+    def _open(self) -> ocp.training.Checkpointer:
+        policy = ocp.training.preservation_policies.LatestN(self._keep)
+        return ocp.training.Checkpointer(self.path, preservation_policy=policy, cleanup_tmp_directories=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -162,6 +164,9 @@ class Checkpoints:
             self._failed(step, error)
 
     def _failed(self, step: int, error: Exception) -> None:
+        with contextlib.suppress(Exception):  # it raises the same again, now and at every call to come
+            self._checkpointer.close()
+        self._checkpointer = self._open()
         kept = [saved for saved in self.steps() if saved != step]
         reason = f"the checkpoint of step {step} cannot be written to {self.path}: {_first_line(error)}"
         left = f"the one of step {kept[0]} is still there" if kept else "there is no earlier one"
@@ -198,25 +203,25 @@ class Checkpoints:
         if not steps:
             raise CheckpointError(f"{self.path} holds no checkpoint")
         step = steps[0]
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True  # the optimizer's state is not wanted
-        with context:
-            try:
-                metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
-                wanted = {
-                    part: {
-                        name: abstract[name].update(dtype=stored.dtype)
-                        for name, stored in metadata[part].items()
-                        if name in abstract
-                    }
-                    for part in ("trained", "statistics")
+        try:
+            metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+            wanted = {
+                part: {
+                    name: abstract[name].update(dtype=stored.dtype)
+                    for name, stored in metadata[part].items()
+                    if name in abstract
                 }
+                for part in ("trained", "statistics")
+            }
+            context = ocp.Context()
+            context.pytree.loading.partial_load = True  # the optimizer's state is not wanted
+            with context:
                 state = self._load(step, {"state": wanted})["state"]
-                self._verify(step, _by_path(state))
-            except Exception as error:  # as above
-                raise CheckpointError(
-                    f"the checkpoint of step {step} in {self.path} does not load: {_first_line(error)}"
-                ) from None
+            self._verify(step, _by_path(state))
+        except Exception as error:  # as above
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.path} does not load: {_first_line(error)}"
+            ) from None
         arrays = {**state["trained"], **state["statistics"]}
         return Loaded(
             {name: array.astype(abstract[name].dtype) for name, array in arrays.items()}, checksums(arrays), step
@@ -326,4 +331,5 @@ def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
 
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0][:200]
+    line = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    return line if len(line) <= 240 else f"{line[:120]} … {line[-120:]}"

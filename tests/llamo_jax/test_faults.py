@@ -1,0 +1,243 @@
+"""What goes wrong in long runs: damaged checkpoints, full disks, losses that are not finite, kills at any moment."""
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import stage1
+from llamo_jax import runs, sharding
+from llamo_jax.config import MeshConfig
+from llamo_jax.training import checkpoints
+from llamo_jax.training.step import TrainState, empty_log
+from tests import helpers
+from tests.llamo_jax.test_training import losses, small_run, stacked, start
+
+
+def state_at(step: int) -> TrainState:
+    """Some 3 MB of arrays, sharded."""
+    mesh = sharding.make_mesh(MeshConfig(2, 4, 1))
+    place = NamedSharding(mesh, PartitionSpec("fsdp"))
+
+    def array(seed: int) -> jax.Array:
+        return jax.device_put(np.random.default_rng((step, seed)).normal(size=(512, 512)).astype(np.float32), place)
+
+    everywhere = sharding.replicated(mesh)
+    log = jax.device_put(empty_log(), everywhere)
+    return TrainState(
+        jax.device_put(np.int32(step), everywhere), {"w": array(0)}, {"s": array(1)}, {"m": {"w": array(2)}}, log
+    )
+
+
+def abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_equal(a: TrainState, b: TrainState) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Files of a checkpoint that hold array data."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+
+
+def flip(folder: Path) -> None:
+    path = data_files(folder)[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def truncate(folder: Path) -> None:
+    path = data_files(folder)[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty])
+def test_a_damaged_checkpoint_is_named_and_skipped(damage, tmp_path, caplog):
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        for step in (2, 4):
+            saved.save(state_at(step))
+    damage(tmp_path / "checkpoints" / "4")
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        found = saved.restore(abstract(state_at(4)))
+        assert_equal(found, state_at(2))
+        assert "skipping a damaged checkpoint" in caplog.text
+        assert "step 4: " in caplog.text
+        saved.save(state_at(4))  # the run comes to this step again
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        assert_equal(saved.restore(abstract(state_at(4))), state_at(4))
+    for step in (2, 4):
+        damage(tmp_path / "checkpoints" / str(step))
+    with (
+        checkpoints.Checkpoints(tmp_path) as saved,
+        pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* loads \(step 4: .*; step 2: "),
+    ):
+        saved.restore(abstract(state_at(4)))
+
+
+def test_weights_of_a_damaged_checkpoint_are_refused(tmp_path):
+    state = state_at(2)
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        saved.save(state)
+    specs = {
+        name: spec for part in (abstract(state).trained, abstract(state).statistics) for name, spec in part.items()
+    }
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        loaded = saved.restore_weights({**specs, "w": specs["w"].update(dtype=jnp.bfloat16)})
+        assert loaded.arrays["w"].dtype == jnp.bfloat16
+        np.testing.assert_array_equal(loaded.arrays["s"], state.statistics["s"])
+        for path in data_files(tmp_path / "checkpoints" / "2"):
+            content = bytearray(path.read_bytes())
+            content[2000::4000] = bytes(x ^ 1 for x in content[2000::4000])
+            path.write_bytes(content)
+        with pytest.raises(checkpoints.CheckpointError, match=r"step 2 .* does not load"):
+            saved.restore_weights(specs)
+
+
+def save_whole(saved: checkpoints.Checkpoints, step: int) -> None:
+    saved.save(state_at(step))
+    saved.finish()
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk_keeps_the_old_checkpoint(policy, tmp_path, caplog):
+    """Files may not grow beyond 100 kB, which the operating system tells as it does of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoints.Checkpoints(tmp_path, on_save_failure=policy) as saved:
+        save_whole(saved, 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            if policy == "stop":
+                with pytest.raises(checkpoints.CheckpointError, match=r"step 4 cannot be written.*step 2 is still"):
+                    save_whole(saved, 4)
+            else:
+                save_whole(saved, 4)
+                assert "checkpoint of step 4 cannot be written" in caplog.text
+                assert "the one of step 2 is still there" in caplog.text
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if policy == "continue":
+            saved.save(state_at(6))
+    with checkpoints.Checkpoints(tmp_path) as saved:
+        expected = 6 if policy == "continue" else 2
+        assert_equal(saved.restore(abstract(state_at(2))), state_at(expected))
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    _, step, state, frozen = start(helpers.model_config(), ((".*", True),))
+    batches = stacked(helpers.batch())
+    state, _ = step(state, frozen, batches)
+    before = jax.device_get(state)
+    name = "language_model/norm/scale"
+    broken = state._replace(trained={**state.trained, name: state.trained[name].at[3].set(jnp.nan)})
+    after, metrics = step(broken, frozen, batches)
+    assert int(after.step) == 2
+    assert int(metrics["in_row"]) == 1
+    assert not np.isfinite(metrics["loss"])
+    for part in ("statistics", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(after, part)), getattr(before, part))
+    for other, array in before.trained.items():
+        if other != name:
+            np.testing.assert_array_equal(after.trained[other], array)
+    assert int(after.log["skipped"]) == 1
+    assert int(after.log["steps"]) == 1
+    np.testing.assert_array_equal(after.log["loss"], before.log["loss"])
+    healed = after._replace(trained={**after.trained, name: jnp.asarray(before.trained[name])})
+    healed, metrics = step(healed, frozen, batches)
+    assert int(metrics["in_row"]) == 0
+    assert int(healed.log["skipped"]) == 1
+
+
+def test_a_run_whose_loss_stays_infinite_stops_and_names_its_data(few, tmp_path):
+    config = small_run(few)
+    train = dataclasses.replace(config.train, steps=30, learning_rate=1e30, clip=None, max_nonfinite_steps=3)
+    with pytest.raises(FloatingPointError, match=r"not finite in 3 steps in a row.*nonfinite\.json"):
+        runs.train(dataclasses.replace(config, train=train), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert found["source"] == str(few / "description")
+    assert len(found["steps"]) == 3
+    numbers = [entry["step"] for entry in found["steps"]]
+    assert numbers == list(range(numbers[0], numbers[0] + 3))
+    (batch,) = found["steps"][0]["batches"]
+    assert batch["batch"] == numbers[0] - 1
+    assert len(batch["rows"]) == config.data.rows
+    assert all(source == 0 and conversations for source, conversations in batch["rows"])
+    skipped = sum(line.get("skipped_steps", 0) for line in map(json.loads, lines(tmp_path / "run")))
+    assert skipped > 0
+
+
+def train_with(values: dict, workdir: Path) -> None:
+    """In a process of its own."""
+    runs.train(runs.read_config(values), workdir)
+
+
+def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatch):
+    """SIGKILL while starting, stepping, saving: the parameters at the end are those of an undisturbed run."""
+    values = stage1.get_config("tiny")
+    values.data.source = str(few / "description")
+    values.model.language_model.num_layers = 1
+    values.sample_smiles = ()
+    values.train.update({"steps": 150, "log_every": 1, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
+    values = values.to_dict()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llamo_jax.runs", "tensorflow", __name__])  # children start without importing
+
+    def child(workdir: Path) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=train_with, args=(values, workdir))
+        process.start()
+        return process
+
+    whole = child(tmp_path / "whole")
+    whole.join(300)
+    assert whole.exitcode == 0
+    rng = random.Random(0)
+    reached = []
+    for attempt in range(20):
+        process = child(tmp_path / "killed")
+        if attempt % 4:  # else anywhere, also while starting
+            since = len(lines(tmp_path / "killed"))
+            end = time.monotonic() + 120
+            while process.is_alive() and time.monotonic() < end and len(lines(tmp_path / "killed")) <= since:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.6))
+        else:
+            time.sleep(rng.uniform(0, 8))
+        process.kill()
+        process.join()
+        reached.append(len(lines(tmp_path / "killed")))
+    assert 0 < reached[-1] < 150
+    last = child(tmp_path / "killed")
+    last.join(300)
+    assert last.exitcode == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    states = []
+    for name in ("whole", "killed"):
+        with checkpoints.Checkpoints(tmp_path / name) as saved:
+            names = saved.steps()
+            assert names[0] == 150
+            states.append(saved._checkpointer.load_checkpointables(150)["state"])
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def lines(workdir: Path) -> list[str]:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []

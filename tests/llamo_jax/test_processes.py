@@ -1,0 +1,163 @@
+"""Several real processes on this machine train one model; they die, stop and go on with other numbers of devices."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = {
+    "model.language_model.num_layers": 1,
+    "sample_smiles": "()",
+    "train.steps": 10,
+    "train.log_every": 1,
+    "train.eval_every": 5,
+    "train.checkpoint_every": 5,
+    "train.keep_checkpoints": 100,
+    # constant, and low: at once Adam amplifies the rounding of sums in another order
+    "train.learning_rate": 2e-4,
+    "train.final_learning_rate": 2e-4,
+    "train.warmup_steps": 2,
+}
+
+
+class Job:
+    """`launch.py` in one or several processes with eight devices in all."""
+
+    def __init__(self, workdir: Path, few: Path, processes: int, **settings: object):
+        self.workdir = workdir
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        settings = SETTINGS | {"data.source": few / "description"} | settings
+        command = [sys.executable, "launch.py", "--config", "configs/stage1.py", "--workdir", str(workdir)]
+        command += [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={8 // processes}")
+        environment = {**os.environ, "XLA_FLAGS": flags, "XDG_CACHE_HOME": str(few / "cache")}
+        self.processes = []
+        for number in range(processes):
+            own = (
+                [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
+                if processes > 1
+                else []
+            )
+            log = (workdir.parent / f"{workdir.name}.{number}.log").open("w")
+            self.processes.append(
+                subprocess.Popen(command + own, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit codes of all processes; ends them if they take longer."""
+        end = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.1, end - time.monotonic())) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def until(self, step: int, seconds: float = 240) -> None:
+        """Waits for the line of a step in metrics.jsonl."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if step in curve(self.workdir) or any(process.poll() is not None for process in self.processes):
+                return
+            time.sleep(0.05)
+        self.wait(0)
+        pytest.fail(f"no line of step {step}: {self.output(0)[-2000:]}")
+
+    def output(self, number: int) -> str:
+        """What a process has printed."""
+        return (self.workdir.parent / f"{self.workdir.name}.{number}.log").read_text()
+
+
+def curve(workdir: Path) -> dict[int, dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return {json.loads(line)["step"]: json.loads(line) for line in lines if line.endswith("\n")}
+
+
+def assert_same_curve(ours: Path, theirs: Path) -> None:
+    a, b = curve(ours), curve(theirs)
+    assert list(a) == list(b) == list(range(1, 11))
+    for name in ("loss", "validation_loss"):
+        values = [[line[name] for line in lines.values() if name in line] for lines in (a, b)]
+        np.testing.assert_allclose(*values, rtol=1e-5)
+    assert [line["target_tokens"] for line in a.values()] == [line["target_tokens"] for line in b.values()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few, tmp_path_factory):
+    """A run of one process, which everything else is compared with."""
+    job = Job(tmp_path_factory.mktemp("processes") / "one", few, 1)
+    assert job.wait() == [0], job.output(0)
+    return job.workdir
+
+
+@pytest.fixture(scope="module")
+def survived(few, undisturbed):
+    """The same run of two processes, of which the second is killed after the first checkpoint, and started again."""
+    workdir = undisturbed.parent / "two"
+    job = Job(workdir, few, 2, train__steps=100_000)
+    job.until(7)
+    job.processes[1].kill()
+    killed = time.monotonic()
+    codes = job.wait(90)
+    assert codes == [1, -signal.SIGKILL], job.output(0)
+    assert time.monotonic() - killed < 60
+    last = job.output(0).splitlines()[-1]
+    assert last.startswith("launch.py: process 0 of 2 stops: process 1 gave no sign of life")
+    assert "start all processes again to continue: python launch.py --config" in last
+    for checkpoint in (workdir / "checkpoints").iterdir():  # it may have come further than the second
+        if checkpoint.name != "5":
+            shutil.rmtree(checkpoint)
+    half = undisturbed.parent / "half"
+    shutil.copytree(workdir, half)
+    job = Job(workdir, few, 2)
+    assert job.wait() == [0, 0], job.output(0)
+    assert "continuing from step 5 of 10" in job.output(0)
+    assert "done after" not in job.output(1)  # one process speaks
+    return workdir, half
+
+
+def test_two_processes_train_like_one_and_survive_a_kill(undisturbed, survived):
+    assert_same_curve(survived[0], undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("processes", "mesh"), [(4, {"data": 2, "fsdp": 2, "tensor": 2}), (1, {"data": 1, "fsdp": 4, "tensor": 2})]
+)
+def test_checkpoints_of_two_processes_go_on_elsewhere(processes, mesh, few, undisturbed, survived, tmp_path):
+    shutil.copytree(survived[1], tmp_path / "on")
+    job = Job(tmp_path / "on", few, processes, **{f"mesh__{axis}": size for axis, size in mesh.items()})
+    assert job.wait() == [0] * processes, job.output(0)
+    assert_same_curve(tmp_path / "on", undisturbed)
+
+
+def test_sigterm_saves_and_says_how_to_continue(few, undisturbed):
+    """Alone, and sent to one of two processes."""
+    for processes in (1, 2):
+        workdir = undisturbed.parent / f"terminated{processes}"
+        job = Job(workdir, few, processes, train__steps=100_000, train__checkpoint_every=1_000)
+        job.until(2)
+        job.processes[-1].terminate()
+        assert job.wait(60) == [0] * processes, job.output(0)
+        end = job.output(0).splitlines()[-2:]
+        step = int(end[0].split()[3])
+        assert end[0] == f"stopped after step {step} of 100000, as requested; everything is saved"
+        assert end[1].startswith("to continue: python launch.py --config configs/stage1.py --workdir")
+        assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
+
+
+def test_wrong_processes_are_one_line():
+    command = [sys.executable, "launch.py", "--config", "configs/stage1.py", "--num_processes=2"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("launch.py: several processes need all of")
