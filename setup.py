@@ -10,10 +10,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamo_jax" / "__init__.py"
 
 BEAM = ["apache-beam>=2.70"]
 CONVERT = ["torch>=2.7", "peft>=0.18"]
+QUANT = ["qwix>=0.1.8"]
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
     *BEAM,
     *CONVERT,
+    *QUANT,
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "hypothesis>=6.150",
@@ -67,6 +69,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "beam": BEAM,
         "convert": CONVERT,
+        "quant": QUANT,
         "demo": ["gradio>=6"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"],

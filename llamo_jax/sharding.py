@@ -111,7 +111,16 @@ def constrain_rows(x: jax.Array) -> jax.Array:
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """A NamedSharding for every variable; raises ConfigError, naming the parameter, if a size does not divide."""
+    """A NamedSharding for every variable.
+
+    Raises ConfigError, naming the parameter, if RULES does not know an axis or a size does not divide.
+    """
+    known = [axis for axis, _ in RULES]
+    for path, variable in nnx.to_flat_state(state):
+        for axis in variable.out_sharding:
+            if axis is not None and axis not in known:
+                name = "/".join(map(str, path))
+                raise ConfigError(f"{name}: no rule for the logical axis {axis!r}; known: {', '.join(known)}")
     with nnx.logical_axis_rules(RULES):
         shardings = nnx.get_named_sharding(state, mesh)
     flat_shardings = dict(nnx.to_flat_state(shardings))

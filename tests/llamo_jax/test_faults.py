@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import stage1
+from data_pipeline.loader import BatchLoader
 from llamo_jax import runs, sharding
 from llamo_jax.config import MeshConfig
 from llamo_jax.training import checkpoints
@@ -183,6 +186,29 @@ def test_a_run_whose_loss_stays_infinite_stops_and_names_its_data(few, tmp_path)
     assert skipped > 0
 
 
+def test_sigterm_ends_a_run_after_a_checkpoint(few, tmp_path, monkeypatch, capsys):
+    """And the run that goes on from there logs what an undisturbed one does, sums of the cut line included."""
+    config = small_run(few)
+    runs.train(config, tmp_path / "whole")
+
+    def terminated(self, *arguments):
+        for number, batch in enumerate(training_batches(self, *arguments)):
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    training_batches = BatchLoader.training_batches
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLoader, "training_batches", terminated)
+        state = runs.train(config, tmp_path / "stopped")
+    step = int(state.step)
+    assert 3 <= step <= 5
+    assert f"stopped after step {step} of 6, as requested; everything is saved" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    runs.train(config, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+
 def train_with(values: dict, workdir: Path) -> None:
     """In a process of its own."""
     runs.train(runs.read_config(values), workdir)
@@ -194,8 +220,9 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
     values.data.source = str(few / "description")
     values.model.language_model.num_layers = 1
     values.sample_smiles = ()
-    values.train.update({"steps": 150, "log_every": 1, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
+    values.train.update({"steps": 150, "log_every": 2, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
     values = values.to_dict()
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     context = multiprocessing.get_context("forkserver")
@@ -220,7 +247,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
         else:
-            time.sleep(rng.uniform(0, 8))
+            time.sleep(rng.uniform(0, 6))
         process.kill()
         process.join()
         reached.append(len(lines(tmp_path / "killed")))
