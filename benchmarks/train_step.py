@@ -12,6 +12,7 @@ products of large matrices.
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import resource
@@ -29,6 +30,7 @@ from tqdm import tqdm
 from benchmarks.flops import minimal_flops
 from benchmarks.synthetic import add_options, random_batch, read_options
 from data_pipeline.batch import Batch
+from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
 from llamo_jax.config import Config, ConfigError
@@ -47,8 +49,8 @@ PEAK_FLOPS = {
 """Dense bfloat16 FLOPs per second and chip by the beginning of JAX's device_kind (data sheets of Google and NVIDIA)."""
 
 
-def measure(config: Config, *, steps: int, data: Iterator[Batch] | None, profile: Path | None) -> dict:
-    """Times `steps` steps after two to warm up."""
+def measure(config: Config, *, steps: int, real_data: bool = False, profile: Path | None = None) -> dict:
+    """Times `steps` steps after two to warm up; `real_data`: of `config.data`, and not synthetic."""
     mesh = sharding.make_mesh(config.mesh)
     shape = batch_shape(config, sharding.batch_shards(mesh))
     with jax.set_mesh(mesh):
@@ -56,7 +58,14 @@ def measure(config: Config, *, steps: int, data: Iterator[Batch] | None, profile
         arrays = initial_arrays(config.model, program.arrays(), config.seed)
         state, frozen = program.initial_state(arrays), {name: arrays[name] for name in program.frozen}
         del arrays
-        batches = data or itertools.cycle([random_batch(config, shape, seed) for seed in range(4)])
+        batches: Iterator[Batch]
+        if real_data:
+            from llamo_jax import runs  # needs the data pipeline's libraries
+
+            _, data = runs.read_data(config, mesh)
+            batches = data.train.training_batches(config.seed, 0, sharding.local_shards(mesh))
+        else:
+            batches = itertools.cycle([random_batch(config, shape, seed) for seed in range(4)])
         seconds, waits, targets, loss = [], [], [], 0.0
         trace = contextlib.nullcontext() if profile is None else jax.profiler.trace(str(profile))
         with trace:
@@ -88,7 +97,7 @@ def measure(config: Config, *, steps: int, data: Iterator[Batch] | None, profile
         "minimal_flops": needed,
         "peak_flops": peak,
         "peak_source": source,
-        "mfu": needed / median / peak / jax.device_count() if source != "measured" else needed / median / peak,
+        "mfu": needed / median / peak / (1 if source == "measured" else jax.device_count()),
         "peak_bytes": peak_bytes(),
         "loss": loss,
         "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
@@ -130,13 +139,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.train_step", description=__doc__)
     add_options(parser)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--data", metavar="DIR", help='prepared records, or "embedded" for the embedded corpus')
     parser.add_argument("--profile", type=Path, metavar="DIR", help="write a trace for XProf or Perfetto there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
-        result = measure(read_options(options), steps=options.steps, data=None, profile=options.profile)
-    except ConfigError as error:
+        config = read_options(options)
+        if options.data:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=options.data))
+        result = measure(config, steps=options.steps, real_data=bool(options.data), profile=options.profile)
+    except (ConfigError, DataError) as error:
         sys.exit(f"benchmarks.train_step: {error}")
     print(json.dumps(result) if options.json else json.dumps(result, indent=2))
 

@@ -222,11 +222,12 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
     values.sample_smiles = ()
     values.train.update({"steps": 150, "log_every": 2, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
     values = values.to_dict()
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llamo_jax.runs", "tensorflow", __name__])  # children start without importing
+    # children start without importing
+    context.set_forkserver_preload(["tensorflow", "transformers.models.auto.tokenization_auto", __name__])
 
     def child(workdir: Path) -> multiprocessing.process.BaseProcess:
         process = context.Process(target=train_with, args=(values, workdir))
@@ -247,7 +248,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.6))
         else:
-            time.sleep(rng.uniform(0, 6))
+            time.sleep(rng.uniform(0, 5))
         process.kill()
         process.join()
         reached.append(len(lines(tmp_path / "killed")))
