@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,6 @@ class Checkpoints:
         self.path = (folder / "checkpoints").resolve()
         self._keep = keep
         self._on_save_failure = on_save_failure
-        self._damaged: set[int] = set()
         self._checkpointer = self._open()
         self._pending: tuple[int, Any] | None = None
 
@@ -140,12 +140,12 @@ class Checkpoints:
         """
         step = int(state.step)
         self.finish()
-        if step in self.steps() and step not in self._damaged:
+        if step in self.steps():
             return
         metadata = {"checksums": checksums(_by_path(state))}
         try:
             response = self._checkpointer.save_checkpointables_async(
-                step, {"state": state._asdict()}, overwrite=step in self._damaged, custom_metadata=metadata
+                step, {"state": state._asdict()}, custom_metadata=metadata
             )
         except Exception as error:  # Orbax wraps every failure in its own types
             self._failed(step, error)
@@ -167,32 +167,46 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # it raises the same again, now and at every call to come
             self._checkpointer.close()
         self._checkpointer = self._open()
-        kept = [saved for saved in self.steps() if saved != step]
+        kept = self.steps()
         reason = f"the checkpoint of step {step} cannot be written to {self.path}: {_first_line(error)}"
         left = f"the one of step {kept[0]} is still there" if kept else "there is no earlier one"
         if self._on_save_failure == "stop":
             raise CheckpointError(f"{reason}; {left}") from None
         logging.warning("%s; %s; training goes on (config.train.on_save_failure)", reason, left)
-        self._damaged.add(step)
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest undamaged state, in the shardings of `abstract`; None if there is no checkpoint at all.
 
-        Raises CheckpointError if there are checkpoints and none of them loads.
+        Damaged newer ones are moved to the folder damaged_checkpoints. Raises CheckpointError if there are checkpoints
+        and none of them loads.
         """
-        failures = []
+        failures: dict[int, str] = {}
         for step in self.steps():
             try:
                 state = TrainState(**self._load(step, {"state": abstract._asdict()})["state"])
                 self._verify(step, _by_path(state))
-                return state
             except Exception as error:  # as above
-                failures.append(f"step {step}: {_first_line(error)}")
-                self._damaged.add(step)
-                logging.warning("skipping a damaged checkpoint in %s, %s", self.path, failures[-1])
+                failures[step] = f"step {step}: {_first_line(error)}"
+                logging.warning("skipping a damaged checkpoint in %s, %s", self.path, failures[step])
+                continue
+            if failures:
+                self._set_aside(failures)
+            return state
         if failures:
-            raise CheckpointError(f"no checkpoint in {self.path} loads ({'; '.join(failures)})")
+            raise CheckpointError(f"no checkpoint in {self.path} loads ({'; '.join(failures.values())})")
         return None
+
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Moves checkpoints away: as long as a newer one is there, Orbax does not save an older step."""
+        self._checkpointer.close()
+        if distributed.is_main():
+            aside = self.path.with_name("damaged_checkpoints")
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                shutil.rmtree(aside / str(step), ignore_errors=True)  # of an earlier accident
+                (self.path / str(step)).rename(aside / str(step))
+        distributed.wait("damaged checkpoints set aside")
+        self._checkpointer = self._open()
 
     def restore_weights(self, abstract: Mapping[str, Any]) -> "Loaded":
         """Parameters and statistics of the newest checkpoint, those of `abstract` that it holds, with their dtypes.

@@ -83,14 +83,18 @@ def test_a_damaged_checkpoint_is_named_and_skipped(damage, tmp_path, caplog):
         assert_equal(found, state_at(2))
         assert "skipping a damaged checkpoint" in caplog.text
         assert "step 4: " in caplog.text
-        saved.save(state_at(4))  # the run comes to this step again
+        assert (tmp_path / "damaged_checkpoints" / "4").is_dir()
+        save_whole(saved, 3)  # the run goes on, and comes to that step again
+        assert_equal(saved.restore(abstract(state_at(3))), state_at(3))
+        saved.save(state_at(4))
     with checkpoints.Checkpoints(tmp_path) as saved:
         assert_equal(saved.restore(abstract(state_at(4))), state_at(4))
-    for step in (2, 4):
+        assert saved.steps() == [4, 3]
+    for step in (3, 4):
         damage(tmp_path / "checkpoints" / str(step))
     with (
         checkpoints.Checkpoints(tmp_path) as saved,
-        pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* loads \(step 4: .*; step 2: "),
+        pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* loads \(step 4: .*; step 3: "),
     ):
         saved.restore(abstract(state_at(4)))
 
