@@ -46,7 +46,9 @@ def start(config, rules, **changes):
     optimizer = make_optimizer(train_config(**changes))
     chosen = {name: arrays[name] for name, on in trained.items() if on}
     running = {name: arrays[name] for name in statistics}
-    state = TrainState(jnp.zeros((), jnp.int32), chosen, running, optimizer.init(chosen), empty_log())
+    state = TrainState(
+        jnp.zeros((), jnp.int32), chosen, running, optimizer.init(chosen), jax.tree.map(jnp.asarray, empty_log())
+    )
     frozen = {name: arrays[name] for name, on in trained.items() if not on}
     batch_statistics = any(name.startswith("graph_encoder/") for name in chosen)
     step = make_train_step(definition, optimizer, batch_statistics=batch_statistics, seed=0)
