@@ -10,7 +10,7 @@ train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -35,8 +35,8 @@ from benchmarks.synthetic import add_options, read_options
 from data_pipeline.batch import BatchShape, collate
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
-from llamo_jax.config import Config, ConfigError
-from llamo_jax.generation.decode import greedy
+from llamo_jax.config import Config, ConfigError, DecodingConfig
+from llamo_jax.generation.decode import generate
 from llamo_jax.models.attention import choose_kernel
 from llamo_jax.training.program import abstract_batches, batch_shape, make_program
 
@@ -69,7 +69,10 @@ def compile_decoding(config: Config, mesh: Mesh, new_tokens: int) -> dict[str, A
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
         batch = abstract_batches(collate([], shape), mesh, leading=0)
-        result = _compile(greedy, (program.definition, program.arrays(), batch), max_new_tokens=new_tokens, eos_id=2)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape.rows))
+        decoding = DecodingConfig(max_new_tokens=new_tokens)
+        arguments = (program.definition, program.arrays(), batch, keys)
+        result = _compile(generate, arguments, decoding=decoding, stop_ids=(2,))
     if "hlo_matmul_flops" not in result:
         return result
     return result | _compared(result, flops.generation_flops(config.model, shape, new_tokens), 0, "xla", mesh)

@@ -13,15 +13,16 @@ from data_pipeline.embedded import prepare_embedded
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.records import read_records
 from llamo_jax import runs
-from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import DecodingConfig
 from llamo_jax.evaluation.functional_groups import graph_use
+from llamo_jax.loading import load_generator
 
 
 def measure(checkpoint: Path, cache_dir: str) -> dict[str, float]:
     """Micro-F1 on all molecules of the test split, with their own graph and with another molecule's."""
     records = read_records(prepare_embedded(cache_dir) / "description", "test")
     start = time.perf_counter()
-    scores = graph_use(Assistant.load(checkpoint, max_new_tokens=96).generator, records)
+    scores = graph_use(load_generator(checkpoint, decoding=DecodingConfig(max_new_tokens=96))[0], records)
     return {
         "f1_true_graph": round(scores["true"].f1, 4),
         "f1_other_graph": round(scores["other"].f1, 4),

@@ -34,7 +34,7 @@ from data_pipeline.records import featurized
 from data_pipeline.tasks import TASKS, Columns
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters
-from llamo_jax.config import ModelConfig, TrainConfig, from_dict
+from llamo_jax.config import DecodingConfig, ModelConfig, TrainConfig, from_dict
 from llamo_jax.convert import huggingface, official, peft
 from llamo_jax.convert.names import (
     below,
@@ -47,7 +47,9 @@ from llamo_jax.convert.names import (
     projector_rules,
     to_torch,
 )
-from llamo_jax.generation.decode import Beams, Generated, beam_search, collate_prompts, greedy
+from llamo_jax.generation.beams import Beams, beam_search
+from llamo_jax.generation.decode import Generated, greedy
+from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models import GINEncoder, MultiLevelProjector
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.training.loss import cross_entropy
@@ -538,7 +540,7 @@ def greedy_tokens(golden: Golden, result: Comparison) -> None:
         expected = golden.npz(f"full_{variant}")
         length = expected["greedy_sequences"].shape[1]
         for name, definition, arrays, eos in _generations(golden, variant, "greedy", "eos_variant_token"):
-            batch = collate_prompts(_prompts(golden), eos)
+            batch = collate_prompts(_prompts(golden))
             found: Generated = greedy(definition, arrays, batch, max_new_tokens=length, eos_id=eos)
             sequences = expected[f"{name}_sequences"]
             part = np.s_[: sequences.shape[0], : sequences.shape[1]]
@@ -553,9 +555,10 @@ def beams(golden: Golden, result: Comparison) -> None:
     for variant in VARIANTS:
         expected = golden.npz(f"full_{variant}")
         length = expected["beam4_sequences"].shape[1]
+        decoding = DecodingConfig(max_new_tokens=length, num_beams=4)
         for name, definition, arrays, eos in _generations(golden, variant, "beam4", "eos_variant_token_beam"):
-            batch = collate_prompts(_prompts(golden), eos)
-            found: Beams = beam_search(definition, arrays, batch, max_new_tokens=length, eos_id=eos, num_beams=4)
+            batch = collate_prompts(_prompts(golden))
+            found: Beams = beam_search(definition, arrays, batch, decoding=decoding, stop_ids=(eos,))
             best = expected[f"{name}_sequences"]
             tokens, scores = np.asarray(found.tokens)[: len(best)], np.asarray(found.scores)[: len(best)]
             _tokens_equal(result, f"{variant} {name}", tokens[:, 0, : best.shape[1]], best, eos)
@@ -656,8 +659,14 @@ def checkpoint(golden: Golden, result: Comparison) -> None:
         result.close(f"stage {stage} loss", got_loss, golden.json("ckpt")[f"stage{stage}_loss"], atol=1e-4)
         definition = definition_of(config)
         expected = inputs[f"stage{stage}_greedy"]
-        batch_of_prompts = collate_prompts(prompts, eos)
-        found = greedy(definition, arrays, batch_of_prompts, max_new_tokens=expected.shape[1], eos_id=eos)
+        batch_of_prompts = collate_prompts(prompts)
+        found = greedy(
+            definition,
+            jax.tree.map(jnp.asarray, arrays),
+            batch_of_prompts,
+            max_new_tokens=expected.shape[1],
+            eos_id=eos,
+        )
         tokens = np.asarray(found.tokens)[: len(expected), : expected.shape[1]]
         _tokens_equal(result, f"stage {stage} greedy", tokens, expected, eos)
 

@@ -73,6 +73,12 @@ def random_batch(config: Config, shape: BatchShape, seed: int = 0) -> Batch:
     return collate(rows, shape)
 
 
+def random_prompts(config: Config, count: int, tokens: int, seed: int = 0) -> list[EncodedConversation]:
+    """Prompts of so many tokens, about one molecule each."""
+    rng = np.random.default_rng(seed)
+    return [_conversation(config, tokens - 1, rng) for _ in range(count)]
+
+
 def _conversation(config: Config, length: int, rng: np.random.Generator) -> EncodedConversation:
     graph_tokens, total = config.model.num_graph_tokens, length + 1
     molecule, query = np.full(total, -1, np.int32), np.zeros(total, np.int32)

@@ -152,12 +152,17 @@ _QUESTIONS: dict[Callable[[Facts, random.Random], str], Sequence[str]] = {
 }
 
 
+def group_question(name: str, rng: random.Random) -> str:
+    """Asks whether the molecule has a functional group."""
+    return rng.choice(("Does it contain {}?", "Is there {}?")).format(_article(f"{name} group"))
+
+
 def _yes_no_turn(facts: Facts, rng: random.Random) -> tuple[str, str]:
     """A question about one functional group, present or absent with equal probability where both are possible."""
     present = bool(facts.groups) and rng.random() < 0.5
     pool = tuple(facts.groups) if present else tuple(name for name in FUNCTIONAL_GROUPS if name not in facts.groups)
     name = rng.choice(pool)
-    ask = rng.choice(("Does it contain {}?", "Is there {}?")).format(_article(f"{name} group"))
+    ask = group_question(name, rng)
     if not present:
         return ask, f"No, it has no {name} group."
     return ask, f"Yes, it has {_counted(facts.groups[name], f'{name} group')}."

@@ -155,6 +155,12 @@ def ring_systems(mol: Chem.Mol) -> list[str]:
     return [_ring_phrase(mol, system) for system in sorted(systems, key=min)]
 
 
+def has_ring(mol: Chem.Mol, name: str) -> int:
+    """How many times a ring system of RING_SYSTEMS occurs, also as a part of a larger one (benzene in naphthalene)."""
+    pattern = next(pattern for named in _ring_patterns().values() for known, pattern in named if known == name)
+    return len(mol.GetSubstructMatches(pattern))
+
+
 def _ring_phrase(mol: Chem.Mol, atoms: set[int]) -> str:
     for name, pattern in _ring_patterns().get(len(atoms), ()):
         if any(set(match) == atoms for match in mol.GetSubstructMatches(pattern)):

@@ -210,7 +210,7 @@ def _stripped(text: str, *, is_target: bool = False, bare: bool = False, strip: 
 class PromptEncoder:
     """Encodes conversations in one prompt style with one tokenizer, for a model with `num_graph_tokens` (Q).
 
-    end_id: the token that ends an answer.
+    end_id: the token that ends an answer in training; stop_ids: those that end a generated one.
     """
 
     def __init__(self, tokenizer: TextTokenizer, num_graph_tokens: int, *, style: str, show_smiles: bool):
@@ -222,6 +222,7 @@ class PromptEncoder:
         self._style = PROMPT_STYLES[style]
         self._show_smiles = show_smiles
         self.end_id = self._end_of_answer()
+        self.stop_ids = tuple(dict.fromkeys((self.end_id, tokenizer.eos_id)))
 
     def encode(self, examples: Sequence[tuple[Conversation, tuple[GraphArrays, ...]]]) -> list[EncodedConversation]:
         """All examples at once: their texts go through the tokenizer together. Raises PromptError."""
@@ -274,6 +275,13 @@ class PromptEncoder:
             molecule[start : start + count] = index
             query[start : start + count] = np.arange(count)
         return EncodedConversation(np.array(tokens, np.int32), np.array(target, bool), molecule, query, graphs)
+
+
+def without_answers(conversation: EncodedConversation) -> EncodedConversation:
+    """The conversation without its target tokens: what the original's evaluation leaves of one."""
+    tokens, is_target, molecule, query, graphs = conversation
+    kept = ~is_target
+    return EncodedConversation(tokens[kept], is_target[kept], molecule[kept], query[kept], graphs)
 
 
 def truncate(conversation: EncodedConversation, max_tokens: int) -> EncodedConversation:

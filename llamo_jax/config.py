@@ -119,6 +119,45 @@ class PromptConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How answers are chosen, token by token; greedy unless said otherwise. Terms as in Hugging Face's transformers.
+
+    Raises ConfigError if values do not fit together.
+    """
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0  # no stop token before so many others
+    temperature: float = 0.0  # 0: the most probable token; above: drawn from softmax(logits / temperature)
+    top_k: int = 0  # draw among the k most probable; 0: all
+    top_p: float = 1.0  # draw among the most probable that together reach this probability
+    repetition_penalty: float = 1.0  # above 1: tokens of the prompt's text and of the answer become less probable
+    num_beams: int = 1  # above 1: beam search
+    length_penalty: float = 1.0  # beams are compared by log-probability / length ** length_penalty
+    num_samples: int = 1  # answers to each prompt
+    stop_ids: tuple[int, ...] = ()  # tokens that end an answer, besides those of the prompt style
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
+            "min_new_tokens must be between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
+            "temperature must not be negative": self.temperature >= 0,
+            "top_k must not be negative": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "repetition_penalty must be above 0": self.repetition_penalty > 0,
+            "num_beams and num_samples must be at least 1": min(self.num_beams, self.num_samples) >= 1,
+            "beam search draws nothing: set temperature=0": self.num_beams == 1 or self.temperature == 0,
+            "beam search gives num_samples of its num_beams": self.num_beams == 1 or self.num_samples <= self.num_beams,
+            "several samples need a temperature above 0 or as many beams": self.num_samples == 1
+            or self.temperature > 0
+            or self.num_beams > 1,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(f"decoding: {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where records come from, and the capacity of a row; see data_pipeline.batch."""
 
@@ -159,6 +198,25 @@ class TrainConfig:
     max_nonfinite_steps: int  # steps in a row that are skipped for a loss that is not finite, before the run stops
     trainable: tuple[tuple[str, bool], ...]  # ordered (pattern, trained) rules over parameter paths
     train_token_embedding: bool  # whatever the rules say; the original does in stage 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation: `python launch.py --config configs/evaluate.py`."""
+
+    name: str
+    checkpoint: str  # a run's workdir or a model folder
+    task: str  # see llamo_jax.evaluation.scores
+    data: str  # a folder written by data_pipeline.prepare, a file of rows, or "embedded"
+    split: str  # of a folder; "": test, or validation where there is no test
+    limit: int  # evaluate the first so many examples; 0: all
+    context: str  # full: earlier answers stay in the prompt; questions_only: they are left out, as in the original
+    metric_tokenizer: str  # what BLEU and METEOR count; see llamo_jax.evaluation.metric_tokenizer
+    graph_use: int  # so many examples are looked at with other graphs; 0: none
+    group_questions: int  # so many molecules are asked about; 0: none
+    cache_dir: str  # where the embedded corpus is prepared
+    tensor: int  # devices that share each weight; 0: as few as hold them
+    decoding: DecodingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from data_pipeline.records import RecordReader, read_manifest
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import distributed, sharding
-from llamo_jax.config import ARCHITECTURE, Config, ConfigError, from_dict, to_dict
+from llamo_jax.config import ARCHITECTURE, Config, ConfigError, DecodingConfig, from_dict, to_dict
 from llamo_jax.generation.generator import Generator
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays, WeightsError
@@ -59,7 +59,7 @@ def read_config(values: Mapping[str, Any]) -> Config:
 
 def train(config: Config, workdir: Path) -> TrainState:
     """Prepares what is missing and trains to the end; everything goes into `workdir`."""
-    _use_compilation_cache()
+    use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
     if config.init_from:
         _check_base(config)  # before anything takes time
@@ -69,7 +69,7 @@ def train(config: Config, workdir: Path) -> TrainState:
         encoder.tokenizer.save(workdir / "tokenizer")
     checkpoints.write_config(workdir, config)
     distributed.wait("data read")
-    return loop.train(config, workdir, data, mesh, _sampler(config, encoder))
+    return loop.train(config, workdir, data, mesh, _sampler(config, encoder, mesh))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data]:
@@ -155,14 +155,14 @@ def _loader(
     return BatchLoader(datasets, weights, shape) if datasets else None
 
 
-def _sampler(config: Config, encoder: PromptEncoder) -> loop.Sampler | None:
+def _sampler(config: Config, encoder: PromptEncoder, mesh: Mesh) -> loop.Sampler | None:
     """Answers the sample question for the configured molecules."""
     if not config.sample_smiles:
         return None
     conversations = [Conversation((smiles,), (Message("user", SAMPLE_QUESTION),)) for smiles in config.sample_smiles]
 
     def sample(definition: ModelDefinition, arrays: Arrays) -> list[dict[str, str]]:
-        answers = Generator(definition, arrays, encoder, max_new_tokens=96).answer(conversations)
+        answers = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=96)).answer(conversations)
         return [
             {"smiles": smiles, "question": SAMPLE_QUESTION, "answer": answer}
             for smiles, answer in zip(config.sample_smiles, answers, strict=True)
@@ -204,7 +204,7 @@ def _check_base(config: Config) -> None:
             raise ConfigError(f"config.model.{part} is not that of config.init_from: {', '.join(differ)}")
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Compiled programs are kept between runs, unless the environment says where (or not at all)."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llamo_jax"

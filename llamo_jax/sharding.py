@@ -99,15 +99,26 @@ def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec)
 
 
+def constrain_axes(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -> jax.Array:
+    """`x` with each of its axes divided over these axes of the current mesh, where its size allows that."""
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+
+    def divides(size: int, axis: str | tuple[str, ...] | None) -> bool:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return size % math.prod(mesh.shape[name] for name in names) == 0
+
+    spec = (axis if divides(size, axis) else None for size, axis in zip(x.shape, axes, strict=True))
+    return constrain(x, PartitionSpec(*spec))
+
+
 def constrain_rows(x: jax.Array) -> jax.Array:
     """`x` with its leading axis, rows, divided over the batch axes, as long as there are enough.
 
     Keeps XLA from dividing activations like the parameters they meet: it gathers each layer's parameters instead.
     """
-    mesh = current_mesh()
-    if mesh is None or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
-        return x
-    return constrain(x, PartitionSpec(BATCH_AXES))
+    return constrain_axes(x, (BATCH_AXES, *(None,) * (x.ndim - 1)))
 
 
 def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
@@ -142,6 +153,12 @@ def put_batch(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
     """Host arrays as global arrays, divided over the batch axes along axis `leading` (each process gives its part)."""
     place = batch_sharding(mesh, leading=leading)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
+
+
+def put_whole(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays, which every process holds whole, as global arrays, divided over the batch axes."""
+    place = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -40,10 +40,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded corpus, prepared once per test run."""
+    """The embedded corpus, prepared once per test run: the first process to come does it, the others wait."""
     from data_pipeline.embedded import prepare_embedded
 
-    return prepare_embedded(tmp_path_factory.mktemp("data"))
+    base = tmp_path_factory.getbasetemp()
+    return prepare_embedded((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data")
 
 
 @pytest.fixture(scope="session")

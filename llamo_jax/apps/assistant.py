@@ -1,19 +1,13 @@
 """The assistant: a trained model that answers questions about molecules."""
 
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.conversation import Conversation, Message
-from data_pipeline.prompt import PromptEncoder
-from data_pipeline.tokenizer import load_tokenizer
-from llamo_jax import sharding
-from llamo_jax.config import MeshConfig
+from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.generator import Generator
-from llamo_jax.models.definition import define_model
-from llamo_jax.parameters import abstract_arrays
-from llamo_jax.training import checkpoints
+from llamo_jax.loading import load_generator
 
 
 class Assistant:
@@ -23,24 +17,11 @@ class Assistant:
         self.generator = generator
 
     @classmethod
-    def load(cls, checkpoint_dir: str | os.PathLike, *, max_new_tokens: int = 128) -> "Assistant":
-        """From a run's workdir or a model folder; raises CheckpointError if it is none or not whole.
-
-        A run that started from another is whole only as long as that one is unchanged.
-        """
-        model, prompt = checkpoints.read_model_config(checkpoint_dir)
-        if prompt is None:
-            raise checkpoints.CheckpointError(f"{checkpoint_dir} does not say how prompts are written (config.json)")
-        definition = define_model(model)
-        mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
-        abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
-        arrays = checkpoints.load_weights(checkpoint_dir, abstract, model.quantize).arrays
-        missing = sorted(set(abstract) - set(arrays))
-        if missing:
-            raise checkpoints.CheckpointError(f"{checkpoint_dir} is not a whole model; it lacks {missing}")
-        tokenizer = load_tokenizer(Path(checkpoint_dir) / "tokenizer")
-        encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
-        return cls(Generator(definition, arrays, encoder, max_new_tokens=max_new_tokens))
+    def load(
+        cls, checkpoint_dir: str | os.PathLike, *, decoding: DecodingConfig | None = None, tensor: int = 0
+    ) -> "Assistant":
+        """From a run's workdir or a model folder; see `llamo_jax.loading.load_generator`. Raises CheckpointError."""
+        return cls(load_generator(checkpoint_dir, decoding=decoding, tensor=tensor)[0])
 
     def ask(self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()) -> str:
         """The answer to a question about the molecules, after earlier (question, answer) turns.
@@ -48,6 +29,12 @@ class Assistant:
         Raises InvalidMoleculeError if a SMILES is refused.
         """
         return self.generator.answer([_conversation(question, smiles, history)])[0]
+
+    def stream(
+        self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()
+    ) -> Iterator[str]:
+        """The same answer, piece by piece, as its tokens are chosen."""
+        return self.generator.stream(_conversation(question, smiles, history))
 
     def answer_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """Answers to requests {"question", "smiles", "history"} (the last two optional), decoded together."""

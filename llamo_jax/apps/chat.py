@@ -3,15 +3,18 @@ r"""Chat about a molecule in the terminal.
     python -m llamo_jax.apps.chat --checkpoint runs/stage1-tiny --smiles 'CC(=O)Oc1ccccc1C(=O)O' \
         --question 'Describe this molecule.'
 
-Without --question, questions are read line by line; earlier turns stay in the conversation.
+Without --question, questions are read line by line; earlier turns stay in the conversation. Answers appear token by
+token; they are the most probable ones unless --temperature is given.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import parse_smiles
+from llamo_jax.config import DecodingConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run's workdir")
     parser.add_argument("--smiles", action="append", default=[], help="the molecule; repeat for several")
     parser.add_argument("--question", help="ask this one question and exit")
-    parser.add_argument("--max_new_tokens", type=int, default=128)
+    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "seed"):
+        default = getattr(DecodingConfig, name)
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     options = parser.parse_args(arguments)
 
     quiet_libraries()
@@ -30,19 +35,31 @@ def main(arguments: list[str] | None = None) -> None:
     from llamo_jax.apps.assistant import Assistant
 
     try:
+        decoding = DecodingConfig(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            repetition_penalty=options.repetition_penalty,
+            num_beams=options.num_beams,
+            seed=options.seed,
+        )
         for smiles in options.smiles:
             parse_smiles(smiles)  # before the model is loaded
-        assistant = Assistant.load(options.checkpoint, max_new_tokens=options.max_new_tokens)
+        assistant = Assistant.load(options.checkpoint, decoding=decoding)
         history: list[tuple[str, str]] = []
         for question in [options.question] if options.question else _typed_questions():
-            answer = assistant.ask(question, smiles=options.smiles, history=history)
+            answer = ""
+            for piece in assistant.stream(question, smiles=options.smiles, history=history):
+                print(piece, end="", flush=True)
+                answer += piece
+            print(flush=True)
             history.append((question, answer))
-            print(answer, flush=True)
     except runs.UserError as error:
         sys.exit(f"llamo_jax.apps.chat: {error}")
 
 
-def _typed_questions():
+def _typed_questions() -> Iterator[str]:
     while True:
         try:
             question = input("> ").strip()

@@ -1,234 +1,276 @@
-"""Generation: one jitted program for prefill and decoding with a key-value cache; greedy, and beam search."""
+"""Decoding with a key-value cache: whole answers in one program, or rows that come and go (continuous batching).
+
+A row's tokens lie in its cache from slot 0 on, wherever the batch has its padding: rows of any length, at any point of
+their answers, are decoded side by side.
+"""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Key
 
-from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
+from data_pipeline.batch import Batch
 from llamo_jax import sharding
-from llamo_jax.models import KVCache, LlamaDecoder, LLaMo
-from llamo_jax.models.attention import causal_mask
-from llamo_jax.models.definition import ModelDefinition
-from llamo_jax.parameters import Arrays
+from llamo_jax.config import DecodingConfig
+from llamo_jax.generation.processing import next_token, processed
+from llamo_jax.models import LLaMo
+from llamo_jax.models.definition import DecodingArrays, ModelDefinition
+from llamo_jax.models.llama import KVCache, LlamaDecoder, map_layers
 
 T = TypeVar("T")
 
-PROMPT_BUCKET = 64
-"""Prompt lengths are padded to multiples of this, so that few programs are compiled."""
-
-
-def collate_prompts(prompts: Sequence[EncodedConversation], eos_id: int) -> Batch:
-    """Prompts as a batch of one conversation per row, aligned to the right; sizes are rounded up to buckets.
-
-    The number of rows is a power of two; the surplus rows are padding.
-    """
-    # collate takes the last token for a target only: give every prompt one more.
-    extended = [
-        EncodedConversation(
-            np.append(prompt.tokens, eos_id).astype(np.int32),
-            np.append(prompt.is_target, False),
-            np.append(prompt.molecule, -1).astype(np.int32),
-            np.append(prompt.query, 0).astype(np.int32),
-            prompt.graphs,
-        )
-        for prompt in prompts
-    ]
-    sizes = np.max([prompt.size() for prompt in extended], axis=0)
-    buckets = np.array([PROMPT_BUCKET, 1, 32, 64, 16])
-    capacity = RowSize(*(int(size) for size in -(-np.maximum(sizes, 1) // buckets) * buckets))
-    rows = 1 << (len(prompts) - 1).bit_length()
-    batch = collate([[prompt] for prompt in extended], BatchShape(rows, 1, capacity))
-    shifts = [capacity.tokens - prompt.size().tokens for prompt in extended] + [0] * (rows - len(prompts))
-    columns = (np.arange(capacity.tokens) - np.array(shifts)[:, None]) % capacity.tokens
-    arrays = batch._asdict()
-    molecules = arrays.pop("molecules")
-    return Batch(**{name: np.take_along_axis(x, columns, axis=1) for name, x in arrays.items()}, molecules=molecules)
+COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""On CPU, products of few rows with a large matrix: YNNPACK, XLA's choice, does each of them on one core only."""
 
 
 class Generated(NamedTuple):
-    """Continuations: token ids, and the log-probability of each token; from its end on, a row holds eos_id and 0."""
+    """Answers: token ids, and the model's log-probability of each; from its end on, a row holds a stop id and 0.
+
+    lengths: tokens of each answer, the stop token included.
+    """
 
     tokens: Int[Array, "B W"]
     log_probabilities: Float[Array, "B W"]
+    lengths: Int[Array, " B"]
 
 
-class Beams(NamedTuple):
-    """The best continuations of each prompt, best first; from its end on, a continuation holds eos_id.
+class Decoder(NamedTuple):
+    """A decoder that takes one token at a time, and the states of its layers, where these are apart."""
 
-    scores: summed log-probabilities / (number of tokens, the end included) ** length_penalty.
-    """
+    module: LlamaDecoder
+    layer_states: list[nnx.State] | None
 
-    tokens: Int[Array, "B K W"]
-    scores: Float[Array, "B K"]
-
-
-@functools.partial(jax.jit, static_argnames=("definition", "max_new_tokens", "eos_id"))
-def greedy(definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new_tokens: int, eos_id: int) -> Generated:
-    """The most probable continuation of each row, token by token; W = max_new_tokens.
-
-    batch: from `collate_prompts`. Padding rows count as ended.
-    """
-    model = definition.merge(arrays)
-    decoder = model.language_model
-    prompt, hidden, cache = _prefill(model, batch, max_new_tokens)
-    rows = len(batch.tokens)
-
-    class State(NamedTuple):
-        step: Int[Array, ""]  # tokens chosen so far
-        generated: Generated
-        finished: Bool[Array, " B"]
-        hidden: Float[Array, "B D"]  # what the next token follows from
-        cache: KVCache
-
-    def choose(state: State) -> State:
-        log_probabilities = jax.nn.log_softmax(decoder.logits(state.hidden))
-        token = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
-        chosen = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)[:, 0]
-        token = jnp.where(state.finished, eos_id, token)
-        generated = Generated(
-            state.generated.tokens.at[:, state.step].set(token),
-            state.generated.log_probabilities.at[:, state.step].set(jnp.where(state.finished, 0, chosen)),
-        )
-        return state._replace(generated=generated, finished=state.finished | (token == eos_id))
-
-    def step(state: State) -> State:
-        last = state.generated.tokens[:, state.step]
-        hidden, cache = _advance(decoder, prompt, last, state.step, state.cache)
-        return choose(state._replace(step=state.step + 1, hidden=hidden, cache=cache))
-
-    blank = Generated(jnp.full((rows, max_new_tokens), eos_id, jnp.int32), jnp.zeros((rows, max_new_tokens)))
-    state = choose(State(jnp.zeros((), jnp.int32), blank, prompt.lengths == 0, hidden, cache))
-    state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.finished), step, state)
-    return _replicated(state.generated)
+    def __call__(
+        self, cache: KVCache, filled: Int[Array, " B"], tokens: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """One more token for each row of the cache; the hidden states that the next ones follow from."""
+        hidden, cache = self.module.extend(cache, filled, self.module.embed(tokens[:, None]), self.layer_states)
+        return hidden[:, 0], cache
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "max_new_tokens", "eos_id", "num_beams"))
-def beam_search(
+class Rows(NamedTuple):
+    """Answers in the making. The last token of each has been chosen, but has not gone through the model yet."""
+
+    cache: KVCache
+    filled: Int[Array, " B"]  # tokens in the cache: the prompt, and the answer but for its last token
+    generated: Generated
+    finished: Bool[Array, " B"]
+    keys: Key[Array, " B"]  # of what is drawn
+    seen: Bool[Array, "B V"] | None  # tokens of prompt and answer; only for a repetition penalty
+
+
+def greedy(
+    definition: ModelDefinition, arrays: DecodingArrays, batch: Batch, *, max_new_tokens: int, eos_id: int
+) -> Generated:
+    """The most probable continuation of each row; W = max_new_tokens. See `generate`."""
+    decoding = DecodingConfig(max_new_tokens=max_new_tokens)
+    keys = jax.random.split(jax.random.key(0), batch.tokens.shape[0])
+    return generate(definition, arrays, batch, keys, decoding=decoding, stop_ids=(eos_id,))
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "decoding", "stop_ids"), compiler_options=COMPILER_OPTIONS)
+def generate(
     definition: ModelDefinition,
-    arrays: Arrays,
+    arrays: DecodingArrays,
     batch: Batch,
+    keys: Key[Array, " B"],
     *,
-    max_new_tokens: int,
-    eos_id: int,
-    num_beams: int,
-    length_penalty: float = 1.0,
-) -> Beams:
-    """Beam search as in Hugging Face's transformers (early_stopping=False); K = num_beams, W = max_new_tokens.
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Generated:
+    """Whole answers to a batch of prompts, padded on the left or on the right; W = decoding.max_new_tokens.
 
-    In each step the 2K best continuations are looked at: those among the first K that end are hypotheses, the first K
-    that go on are the next beams. A prompt is done when K hypotheses are kept and no beam can beat the worst of them.
+    keys: one for each row; only used at a temperature above 0. Rows without any token count as finished.
     """
     model = definition.merge(arrays)
-    decoder = model.language_model
-    prompt, hidden, cache = _prefill(model, batch, max_new_tokens)
-    rows, beams = len(batch.tokens), num_beams
-    prompt, hidden, cache = (
-        jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), prompt._replace(length=0))._replace(length=prompt.length),
-        jnp.repeat(hidden, beams, axis=0),
-        jax.tree.map(lambda x: jnp.repeat(x, beams, axis=1), cache),
+    slots = batch.tokens.shape[1] + decoding.max_new_tokens
+    rows = _started(model, definition.layer_states(arrays), batch, keys, slots, decoding, stop_ids)
+    decoder = Decoder(model.language_model, definition.layer_states(arrays))
+    rows = _continued(decoder, rows, decoding.max_new_tokens, decoding, stop_ids)
+    return replicated(rows.generated)
+
+
+@functools.partial(jax.jit, static_argnames=("definition", "rows", "slots", "decoding", "stop_ids"))
+def empty_rows(
+    definition: ModelDefinition,
+    arrays: DecodingArrays,
+    *,
+    rows: int,
+    slots: int,
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Rows:
+    """B = `rows` finished answers, whose places can be given to prompts; `slots` of cache for each."""
+    model = definition.merge(arrays)
+    vocabulary = model.language_model.config.vocab_size
+    return Rows(
+        model.language_model.empty_cache(rows, slots, layers_apart=definition.layer_states(arrays) is not None),
+        jnp.zeros(rows, jnp.int32),
+        _blank(rows, decoding, stop_ids),
+        jnp.ones(rows, bool),
+        jax.random.split(jax.random.key(0), rows),
+        jnp.zeros((rows, vocabulary), bool) if decoding.repetition_penalty != 1 else None,
     )
 
-    class State(NamedTuple):
-        step: Int[Array, ""]  # tokens chosen so far
-        tokens: Int[Array, "B K W"]  # of the beams
-        sums: Float[Array, "B K"]  # their summed log-probabilities
-        ended: Beams
-        done: Bool[Array, " B"]
-        hidden: Float[Array, "BK D"]
-        cache: KVCache
 
-    def keep_best(ended: Beams, tokens: Array, scores: Array) -> Beams:
-        scores, order = jax.lax.top_k(jnp.concatenate([ended.scores, scores], axis=1), beams)
-        return Beams(_take(jnp.concatenate([ended.tokens, tokens], axis=1), order), scores)
+@functools.partial(
+    jax.jit,
+    static_argnames=("definition", "decoding", "stop_ids"),
+    donate_argnames="rows",
+    compiler_options=COMPILER_OPTIONS,
+)
+def admit(
+    definition: ModelDefinition,
+    arrays: DecodingArrays,
+    rows: Rows,
+    batch: Batch,
+    keys: Key[Array, " R"],
+    places: Int[Array, " R"],
+    *,
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Rows:
+    """`rows` with new prompts at `places`, whatever was there; each has its first token.
 
-    def extend(state: State) -> tuple[State, Int[Array, "B K"]]:
-        """The state with one more token per beam, except for `hidden`; and which beam each new one goes on."""
-        log_probabilities = jax.nn.log_softmax(decoder.logits(state.hidden)).reshape(rows, beams, -1)
-        vocabulary = log_probabilities.shape[-1]
-        sums = (state.sums[..., None] + log_probabilities).reshape(rows, -1)
-        sums, flat = jax.lax.top_k(sums, 2 * beams)
-        source, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
-        tokens = _take(state.tokens, source).at[:, :, state.step].set(token)
-        ends = token == eos_id
-        penalty = (state.step + 1.0) ** length_penalty
-        is_hypothesis = ends & (jnp.arange(2 * beams) < beams) & ~state.done[:, None]
-        ended = keep_best(state.ended, tokens, jnp.where(is_hypothesis, sums / penalty, -jnp.inf))
-        done = state.done | (ended.scores[:, -1] >= sums[:, 0] / penalty)
-        going_on = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
-        source, tokens, sums = (_take(x, going_on) for x in (source, tokens, sums))
-        return state._replace(step=state.step + 1, tokens=tokens, sums=sums, ended=ended, done=done), source
-
-    def step(state: State) -> State:
-        state, source = extend(state)
-        rows_of = (jnp.arange(rows)[:, None] * beams + source).reshape(-1)
-        cache = jax.tree.map(lambda x: x[:, rows_of], state.cache)
-        last = state.tokens[:, :, state.step - 1].reshape(-1)
-        hidden, cache = _advance(decoder, prompt, last, state.step - 1, cache)
-        return state._replace(hidden=hidden, cache=cache)
-
-    blank = jnp.full((rows, beams, max_new_tokens), eos_id, jnp.int32)
-    # all beams start as the same prompt: only the first may be extended
-    sums = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -1e9), (rows, beams))
-    none_ended = Beams(blank, jnp.full((rows, beams), -jnp.inf))
-    state = State(jnp.zeros((), jnp.int32), blank, sums, none_ended, prompt.lengths[::beams] == 0, hidden, cache)
-    state = jax.lax.while_loop(lambda s: (s.step < max_new_tokens - 1) & ~jnp.all(s.done), step, state)
-    state, _ = extend(state)
-    scores = jnp.where(state.done[:, None], -jnp.inf, state.sums / float(max_new_tokens) ** length_penalty)
-    return _replicated(keep_best(state.ended, state.tokens, scores))
+    The batch's R rows beyond its prompts have a place that does not exist. `rows` is donated.
+    """
+    model, length = definition.merge(arrays), batch.tokens.shape[1]
+    new = _started(model, definition.layer_states(arrays), batch, keys, length, decoding, stop_ids)
+    cache = map_layers(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), rows.cache, new.cache)
+    merged = (
+        jax.tree.map(lambda old, x: old.at[places].set(x, mode="drop"), mine, theirs)
+        for mine, theirs in zip(rows[1:], new[1:], strict=True)
+    )
+    return Rows(cache, *merged)
 
 
-def _replicated(result: T) -> T:
+@functools.partial(
+    jax.jit,
+    static_argnames=("definition", "tokens", "decoding", "stop_ids"),
+    donate_argnames="rows",
+    compiler_options=COMPILER_OPTIONS,
+)
+def advance(
+    definition: ModelDefinition,
+    arrays: DecodingArrays,
+    rows: Rows,
+    *,
+    tokens: int,
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> tuple[Rows, Generated, Bool[Array, " B"]]:
+    """Up to `tokens` more tokens for every row that is not finished; also the answers so far and which are finished.
+
+    The latter two are the same on every device, so that each process can read them. `rows` is donated.
+    """
+    model = definition.merge(arrays)
+    decoder = Decoder(model.language_model, definition.layer_states(arrays))
+    rows = _continued(decoder, rows, tokens, decoding, stop_ids)
+    return rows, replicated(rows.generated), replicated(rows.finished)
+
+
+def _started(
+    model: LLaMo,
+    layer_states: list[nnx.State] | None,
+    batch: Batch,
+    keys: Key[Array, " B"],
+    slots: int,
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Rows:
+    """The prompts through the model, and the first token of each answer."""
+    rows = batch.tokens.shape[0]
+    hidden, cache, lengths = prefill(model, batch, slots, layer_states)
+    seen = None
+    if decoding.repetition_penalty != 1:
+        seen = seen_tokens(batch, model.language_model.config.vocab_size)
+    state = Rows(cache, lengths, _blank(rows, decoding, stop_ids), lengths == 0, keys, seen)
+    return _chosen(model.language_model, state, hidden, decoding, stop_ids)
+
+
+def _continued(decoder: Decoder, rows: Rows, tokens: int, decoding: DecodingConfig, stop_ids: tuple[int, ...]) -> Rows:
+    """Up to `tokens` more tokens, until all rows are finished."""
+
+    def step(carry: tuple[Int[Array, ""], Rows]) -> tuple[Int[Array, ""], Rows]:
+        count, rows = carry
+        hidden, cache = decoder(rows.cache, rows.filled, last_tokens(rows.generated))
+        rows = rows._replace(cache=cache, filled=rows.filled + ~rows.finished)
+        return count + 1, _chosen(decoder.module, rows, hidden, decoding, stop_ids)
+
+    def going_on(carry: tuple[Int[Array, ""], Rows]) -> Bool[Array, ""]:
+        return (carry[0] < tokens) & ~jnp.all(carry[1].finished)
+
+    return jax.lax.while_loop(going_on, step, (jnp.zeros((), jnp.int32), rows))[1]
+
+
+def _chosen(
+    decoder: LlamaDecoder,
+    rows: Rows,
+    hidden: Float[Array, "B D"],
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Rows:
+    """The next token of every answer that is not finished, which follows from `hidden`."""
+    logits = decoder.logits(hidden)
+    old, everyone = rows.generated, jnp.arange(len(logits))
+    token = next_token(processed(logits, rows.seen, old.lengths, decoding, stop_ids), rows.keys, old.lengths, decoding)
+    log_probability = logits[everyone, token] - jax.nn.logsumexp(logits, axis=-1)
+    place = jnp.where(rows.finished, decoding.max_new_tokens, old.lengths)  # beyond the end: dropped
+    generated = Generated(
+        old.tokens.at[everyone, place].set(token, mode="drop"),
+        old.log_probabilities.at[everyone, place].set(log_probability, mode="drop"),
+        old.lengths + ~rows.finished,
+    )
+    stopped = jnp.any(token[:, None] == jnp.array(stop_ids), axis=1)
+    finished = rows.finished | stopped | (generated.lengths == decoding.max_new_tokens)
+    seen = None if rows.seen is None else rows.seen.at[everyone, token].set(True)
+    return rows._replace(generated=generated, finished=finished, seen=seen)
+
+
+def prefill(
+    model: LLaMo, batch: Batch, slots: int, layer_states: list[nnx.State] | None
+) -> tuple[Float[Array, "B D"], KVCache, Int[Array, " B"]]:
+    """The prompts through the model: the hidden state of each one's end, a cache of `slots`, and their lengths."""
+    real = batch.segments > 0
+    order = jnp.argsort(~real, axis=1, stable=True)  # real tokens first, so that a token's place is its position
+    aligned: dict[str, Any] = {
+        name: jnp.take_along_axis(x, order, axis=1) for name, x in batch._asdict().items() if name != "molecules"
+    }
+    batch = batch._replace(**aligned)
+    lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
+    graph_tokens, _ = model.encode_graphs(batch.molecules)
+    decoder = model.language_model
+    cache = decoder.empty_cache(len(lengths), slots, layers_apart=layer_states is not None)
+    hidden, cache = decoder.extend(cache, jnp.zeros_like(lengths), model.splice(batch, graph_tokens), layer_states)
+    return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], cache, lengths
+
+
+def last_tokens(generated: Generated) -> Int[Array, " B"]:
+    """The last token of each answer."""
+    return generated.tokens[jnp.arange(len(generated.lengths)), jnp.maximum(generated.lengths - 1, 0)]
+
+
+def seen_tokens(batch: Batch, vocab_size: int) -> Bool[Array, "B V"]:
+    """Which tokens the prompts' texts hold; graph tokens are none."""
+    text = (batch.segments > 0) & (batch.molecule_slot < 0)
+    rows = jnp.arange(len(text))[:, None]
+    return (
+        jnp.zeros((len(text), vocab_size), bool)
+        .at[rows, jnp.where(text, batch.tokens, vocab_size)]
+        .set(True, mode="drop")
+    )
+
+
+def replicated(result: T) -> T:
     """The same on every device, so that each process can read it."""
     return jax.tree.map(lambda x: sharding.constrain(x, PartitionSpec()), result)
 
 
-def _take(x: Array, order: Int[Array, "B K"]) -> Array:
-    """x[b, order[b, k]] for every b and k."""
-    return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-class _Prompt(NamedTuple):
-    """What decoding needs of the prompts: which positions are real, how many are, and how long the rows are."""
-
-    real: Bool[Array, "B T"]
-    lengths: Int[Array, " B"]
-    length: int
-
-
-def _prefill(model: LLaMo, batch: Batch, max_new_tokens: int) -> tuple[_Prompt, Float[Array, "B D"], KVCache]:
-    """The prompts through the model: the hidden state of each one's end, and a cache with room for new tokens."""
-    rows, length = batch.tokens.shape
-    graph_tokens, _ = model.encode_graphs(batch.molecules)
-    beyond = jnp.zeros((rows, length, max_new_tokens), bool)
-    hidden, cache = model.language_model.extend(
-        model.language_model.empty_cache(rows, length + max_new_tokens),
-        jnp.zeros((), jnp.int32),
-        model.splice(batch, graph_tokens),
-        batch.positions,
-        jnp.concatenate([causal_mask(batch.segments), beyond], axis=-1),
-    )
-    real = batch.segments > 0
-    return _Prompt(real, jnp.sum(real, axis=1), length), hidden[:, -1], cache
-
-
-def _advance(
-    decoder: LlamaDecoder, prompt: _Prompt, tokens: Int[Array, " B"], step: Int[Array, ""], cache: KVCache
-) -> tuple[Float[Array, "B D"], KVCache]:
-    """Feeds the tokens chosen in `step` (from 0); returns the hidden states that the next ones follow from."""
-    room = cache.keys.shape[2] - prompt.length
-    written = jnp.broadcast_to(jnp.arange(room) <= step, (len(tokens), room))
-    hidden, cache = decoder.extend(
-        cache,
-        prompt.length + step,
-        decoder.embed(tokens[:, None]),
-        (prompt.lengths + step)[:, None],
-        jnp.concatenate([prompt.real, written], axis=1)[:, None],
-    )
-    return hidden[:, 0], cache
+def _blank(rows: int, decoding: DecodingConfig, stop_ids: tuple[int, ...]) -> Generated:
+    shape = (rows, decoding.max_new_tokens)
+    return Generated(jnp.full(shape, stop_ids[0], jnp.int32), jnp.zeros(shape), jnp.zeros(rows, jnp.int32))

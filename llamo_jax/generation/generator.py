@@ -1,46 +1,223 @@
-"""Answers to questions about molecules: prompts in, text out."""
+"""Answers to conversations: prompts in, text out, while rows of a batch come and go."""
 
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from data_pipeline.batch import EncodedConversation
 from data_pipeline.conversation import Conversation
-from data_pipeline.prompt import PromptEncoder
+from data_pipeline.prompt import PromptEncoder, without_answers
 from data_pipeline.records import Record, featurized
-from llamo_jax.generation.decode import collate_prompts, greedy
-from llamo_jax.models.definition import ModelDefinition
+from llamo_jax import sharding
+from llamo_jax.config import DecodingConfig
+from llamo_jax.generation.beams import beam_search
+from llamo_jax.generation.decode import Generated, admit, advance, empty_rows
+from llamo_jax.generation.likelihood import target_log_probabilities
+from llamo_jax.generation.prompts import collate_prompts, prompt_bucket, row_bucket
+from llamo_jax.models.definition import ModelDefinition, for_decoding
 from llamo_jax.parameters import Arrays
 
-MAX_BATCH = 64
-"""Prompts decoded at a time; more are done in several batches."""
+MAX_ROWS = 64
+"""Answers decoded side by side."""
+
+TOKENS_AT_A_TIME = 16
+"""After so many tokens, finished rows are given to waiting prompts."""
+
+
+class Answer(NamedTuple):
+    """One answer: its text, its tokens (a stop token, if there is one, included), and their log-probabilities.
+
+    log_probabilities: of the model, before any processing; in beam search none are known, and the beam's score is.
+    """
+
+    text: str
+    tokens: np.ndarray  # int32[n]
+    log_probabilities: np.ndarray | None  # float32[n]
+    score: float  # summed log-probability; of a beam, divided by its length ** length_penalty
 
 
 class Generator:
-    """A model, its weights and its prompt encoder; answers conversations greedily."""
+    """A model, its weights on a mesh, and its prompt encoder.
+
+    decoding: how answers are chosen, unless a call says otherwise. max_rows: decoded side by side.
+    """
 
     def __init__(
-        self, definition: ModelDefinition, arrays: Arrays, encoder: PromptEncoder, *, max_new_tokens: int = 128
+        self,
+        definition: ModelDefinition,
+        arrays: Arrays,
+        encoder: PromptEncoder,
+        mesh: Mesh,
+        decoding: DecodingConfig | None = None,
+        *,
+        max_rows: int = MAX_ROWS,
     ):
+        self.encoder = encoder
+        self.decoding = decoding or DecodingConfig()
         self._definition = definition
-        self._arrays = arrays
-        self._encoder = encoder
-        self._max_new_tokens = max_new_tokens
+        self._arrays = for_decoding(arrays, mesh)
+        self._mesh = mesh
+        self._max_rows = max_rows
+        self._stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)
 
     def answer(self, conversations: Sequence[Conversation]) -> list[str]:
         """The answer to each conversation, which ends with a user turn; raises InvalidMoleculeError."""
         return self.answer_records([featurized(conversation) for conversation in conversations])
 
     def answer_records(self, records: Sequence[Record]) -> list[str]:
-        """The same for conversations whose molecules are featurised already."""
-        answers: list[str] = []
-        eos = self._encoder.end_id
-        for start in range(0, len(records), MAX_BATCH):
-            chunk = records[start : start + MAX_BATCH]
-            batch = collate_prompts(self._encoder.encode(chunk), eos)
-            found = greedy(self._definition, self._arrays, batch, max_new_tokens=self._max_new_tokens, eos_id=eos)
-            answers += [self._text(row) for row in np.asarray(found.tokens)[: len(chunk)]]
-        return answers
+        """The same for conversations whose molecules are featurised already; the first of several samples."""
+        found = dict(self.generate(records))
+        return [found[index][0].text for index in range(len(records))]
+
+    def generate(
+        self, records: Sequence[Record], *, numbers: Sequence[int] | None = None, questions_only: bool = False
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        """(index, its `num_samples` answers) for every record, as they are finished.
+
+        numbers: what identifies each record, by default its index: with the same seed and number, the same is drawn,
+        whatever is decoded beside it. With beams, the best ones are the samples. questions_only: earlier answers are
+        left out of the prompts.
+        """
+        prompts = self.encoder.encode(records)
+        if questions_only:
+            prompts = list(map(without_answers, prompts))
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            groups[prompt_bucket(len(prompt.tokens))].append(index)
+        numbers = range(len(records)) if numbers is None else numbers
+        for length in sorted(groups, reverse=True):  # what needs most memory first
+            with jax.set_mesh(self._mesh):
+                if self.decoding.num_beams > 1:
+                    yield from self._search(prompts, groups[length])
+                else:
+                    yield from self._sampled(prompts, groups[length], length, numbers)
+
+    def stream(self, conversation: Conversation) -> Iterator[str]:
+        """The answer, piece by piece; together they are what `answer` returns. Raises InvalidMoleculeError."""
+        if self.decoding.num_beams > 1:
+            yield self.answer([conversation])[0]
+            return
+        (prompt,) = self.encoder.encode([featurized(conversation)])
+        shown = ""
+        with jax.set_mesh(self._mesh):
+            engine = _Engine(self, sharding.batch_shards(self._mesh), prompt_bucket(len(prompt.tokens)))
+            engine.admit([(0, prompt, self._key(0, 0))])
+            while True:
+                generated, finished = engine.advance(1)
+                text = self._answer(generated, 0).text
+                # a character may need several tokens, and spaces at the end may turn out to be the last
+                if finished[0]:
+                    yield text[len(shown) :]
+                    return
+                if not text.endswith("\ufffd") and len(text) > len(shown):
+                    yield text[len(shown) :]
+                    shown = text
+
+    def target_log_probabilities(self, records: Sequence[Record]) -> list[np.ndarray]:
+        """For each conversation, which holds its answers: float32, the log-probability of each target token."""
+        conversations = self.encoder.encode(records)
+        return target_log_probabilities(self._definition, self._arrays, self._mesh, conversations)
+
+    def _sampled(
+        self, prompts: Sequence[EncodedConversation], indices: Sequence[int], length: int, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        """Continuous batching: a row that is finished goes to the next prompt."""
+        samples = self.decoding.num_samples
+        waiting = deque((index, sample) for index in indices for sample in range(samples))
+        rows = self._rows(len(waiting))
+        engine = _Engine(self, rows, length)
+        running: dict[int, tuple[int, int]] = {}
+        done: dict[int, dict[int, Answer]] = defaultdict(dict)
+        free = list(range(rows))
+        while waiting or running:
+            # several at a time: a prompt alone would cost the others nearly as much waiting
+            if waiting and len(free) >= min(len(waiting), max(1, rows // 4)):
+                places = free[: len(waiting)]
+                free = free[len(places) :]
+                running |= {place: waiting.popleft() for place in places}
+                engine.admit(
+                    [(place, prompts[running[place][0]], self._key(numbers[running[place][0]], running[place][1]))
+                     for place in places]
+                )  # fmt: skip
+            generated, finished = engine.advance(TOKENS_AT_A_TIME)
+            for place in [place for place in running if finished[place]]:
+                index, sample = running.pop(place)
+                free.append(place)
+                done[index][sample] = self._answer(generated, place)
+                if len(done[index]) == samples:
+                    yield index, [done[index][number] for number in range(samples)]
+                    del done[index]
+
+    def _search(
+        self, prompts: Sequence[EncodedConversation], indices: Sequence[int]
+    ) -> Iterator[tuple[int, list[Answer]]]:
+        shards = sharding.batch_shards(self._mesh)
+        rows = self._rows(len(indices), self.decoding.num_beams)
+        for start in range(0, len(indices), rows):
+            chunk = indices[start : start + rows]
+            batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards)
+            batch = sharding.put_whole(batch, self._mesh)
+            found = beam_search(self._definition, self._arrays, batch, decoding=self.decoding, stop_ids=self._stop_ids)
+            tokens, scores, lengths = map(np.asarray, found)
+            for row, index in enumerate(chunk):
+                yield (
+                    index,
+                    [
+                        Answer(self._text(ids[:length]), ids[:length], None, float(score))
+                        for ids, score, length in list(zip(tokens[row], scores[row], lengths[row], strict=True))[
+                            : self.decoding.num_samples
+                        ]
+                    ],
+                )
+
+    def _rows(self, count: int, beams: int = 1) -> int:
+        return row_bucket(min(count, max(1, self._max_rows // beams)), sharding.batch_shards(self._mesh))
+
+    def _key(self, number: int, sample: int) -> np.ndarray:
+        """What a sample is drawn from: uint32[2], the key's data."""
+        return np.array([self.decoding.seed, number * self.decoding.num_samples + sample], np.uint32)
+
+    def _answer(self, generated: Generated, row: int) -> Answer:
+        length = int(generated.lengths[row])
+        tokens = np.asarray(generated.tokens[row, :length])
+        log_probabilities = np.asarray(generated.log_probabilities[row, :length])
+        return Answer(self._text(tokens), tokens, log_probabilities, float(np.sum(log_probabilities)))
 
     def _text(self, tokens: np.ndarray) -> str:
-        ended = np.flatnonzero(tokens == self._encoder.end_id)
-        return self._encoder.tokenizer.decode((tokens[: ended[0]] if len(ended) else tokens).tolist()).strip()
+        ids = tokens.tolist()
+        return self.encoder.tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop_ids else ids).strip()
+
+
+class _Engine:
+    """The rows of one prompt bucket, on the devices."""
+
+    def __init__(self, generator: Generator, rows: int, length: int):
+        self._model = (generator._definition, generator._arrays)
+        self._settings = {"decoding": generator.decoding, "stop_ids": generator._stop_ids}
+        self._mesh = generator._mesh
+        self._count = rows
+        slots = length + generator.decoding.max_new_tokens
+        self._rows = empty_rows(*self._model, rows=rows, slots=slots, **self._settings)
+
+    def admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]]) -> None:
+        """Gives rows to (row, prompt, key's data)."""
+        shards = sharding.batch_shards(self._mesh)
+        batch = collate_prompts([prompt for _, prompt, _ in prompts], shards=shards)
+        count = len(batch.tokens)
+        places = np.full(count, self._count, np.int32)
+        places[: len(prompts)] = [place for place, _, _ in prompts]
+        data = np.zeros((count, 2), np.uint32)
+        data[: len(prompts)] = [key for _, _, key in prompts]
+        keys = jax.random.wrap_key_data(jnp.asarray(data))
+        batch = sharding.put_whole(batch, self._mesh)
+        self._rows = admit(*self._model, self._rows, batch, keys, places, **self._settings)
+
+    def advance(self, tokens: int) -> tuple[Generated, np.ndarray]:
+        """Up to `tokens` more for every row: the answers so far, and which are finished, on the host."""
+        self._rows, generated, finished = advance(*self._model, self._rows, tokens=tokens, **self._settings)
+        return jax.device_get((generated, finished))

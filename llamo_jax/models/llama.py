@@ -1,18 +1,19 @@
 """The LLaMA family of decoders: RMSNorm, rotary positions, grouped-query attention, SwiGLU, LoRA on any projection."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from llamo_jax import quantization, sharding
 from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
 from llamo_jax.models import layers
-from llamo_jax.models.attention import SAVED, Attend, attention, segment_attention
+from llamo_jax.models.attention import SAVED, Attend, cached_attention, segment_attention
 
 ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
 MLP_PROJECTIONS = ("gate", "up", "down")
@@ -29,10 +30,22 @@ an attention kernel needs, or nothing. "none" keeps everything."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values of all layers: dtype[layers, B, cache length, K, H]; slots fill from 0 in the order of calls."""
+    """Keys and values of all layers: dtype[layers, B, K, cache length, H]; a token's slot is its position.
 
-    keys: Array
-    values: Array
+    Where the decoder's layers are apart, tuples of arrays without the first axis.
+    """
+
+    keys: Any
+    values: Any
+
+
+def map_layers(function: Callable[..., Array], *caches: KVCache) -> KVCache:
+    """A cache of `function`'s results for each layer's [B, K, cache length, H]."""
+
+    def each(*arrays: Any) -> Any:
+        return tuple(map(function, *arrays)) if isinstance(arrays[0], tuple) else jax.vmap(function)(*arrays)
+
+    return KVCache(*(each(*parts) for parts in zip(*caches, strict=True)))
 
 
 class LlamaDecoder(nnx.Module):
@@ -110,35 +123,57 @@ class LlamaDecoder(nnx.Module):
     def extend(
         self,
         cache: KVCache,
-        index: Int[Array, ""],
+        start: Int[Array, " B"],
         embeddings: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T J"],
+        layer_states: Sequence[nnx.State] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Final hidden states of T new tokens, and the cache with them at `index` … `index + T - 1`.
+        """Final hidden states of T new tokens per row, at positions `start` … `start + T - 1`, and the cache with them.
 
-        mask: True where a new token (T) may look at a slot of the cache (J).
+        A token sees the positions up to its own. What it would write beyond the cache's end is dropped. layer_states:
+        of the layers one by one, instead of the stacked one (see ModelDefinition.layer_states).
         """
-        self._check_length(mask.shape[-1])
-        graphdef, state = nnx.split(self.layers)
+        slots = cache.keys[0].shape[2]
+        self._check_length(slots)
+        positions = start[:, None] + jnp.arange(embeddings.shape[1])
+        mask = jnp.arange(slots) <= positions[..., None]
         cos, sin = rope_tables(positions, self.config)
+        rows = jnp.arange(len(start))[:, None]
+        graphdef, stacked = nnx.split(self.layers)
 
-        def step(x: Array, inputs: tuple[nnx.State, KVCache]) -> tuple[Array, KVCache]:
-            layer_state, layer_cache = inputs
-
+        def run(x: Array, layer_state: nnx.State, remember: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
             def attend(q: Array, k: Array, v: Array) -> Array:
-                nonlocal layer_cache
-                k = jax.lax.dynamic_update_slice_in_dim(layer_cache.keys, k, index, axis=1)
-                v = jax.lax.dynamic_update_slice_in_dim(layer_cache.values, v, index, axis=1)
-                layer_cache = KVCache(k, v)
-                return attention(q, k, v, mask)
+                return cached_attention(q, *remember(k, v), mask)
 
-            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend, None)
-            return sharding.constrain_rows(x), layer_cache
+            return sharding.constrain_rows(nnx.merge(graphdef, layer_state)(x, cos, sin, attend, None))
+
+        def step(carry: tuple[Array, KVCache], inputs: tuple[nnx.State, Array]) -> tuple[tuple[Array, KVCache], None]:
+            x, (keys, values) = carry
+            layer_state, layer = inputs
+
+            def remember(k: Array, v: Array) -> tuple[Array, Array]:
+                nonlocal keys, values
+                # the whole cache is carried and changed in place; as an output of each layer it would be copied
+                place = (layer, rows, slice(None), positions)
+                keys, values = keys.at[place].set(k, mode="drop"), values.at[place].set(v, mode="drop")
+                return keys[layer], values[layer]
+
+            x = run(x, layer_state, remember)
+            return (x, KVCache(keys, values)), None
 
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
-        x, cache = jax.lax.scan(step, x, (state, cache))
-        return self.norm(x), cache
+        if layer_states is None:
+            (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, jnp.arange(self.config.num_layers)))
+            return self.norm(x), cache
+        extended: list[tuple[Array, Array]] = []
+        for layer_state, keys, values in zip(layer_states, *cache, strict=True):
+
+            def remember(k: Array, v: Array, keys: Array = keys, values: Array = values) -> tuple[Array, Array]:
+                place = (rows, slice(None), positions)
+                extended.append((keys.at[place].set(k, mode="drop"), values.at[place].set(v, mode="drop")))
+                return extended[-1]
+
+            x = run(x, layer_state, remember)
+        return self.norm(x), KVCache(*zip(*extended, strict=True))
 
     def _check_length(self, length: int) -> None:
         window = self.config.sliding_window
@@ -153,11 +188,16 @@ class LlamaDecoder(nnx.Module):
         """float32 logits over the vocabulary."""
         return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def empty_cache(self, batch: int, length: int) -> KVCache:
-        """A cache for `batch` rows of at most `length` tokens."""
+    def empty_cache(self, batch: int, length: int, *, layers_apart: bool = False) -> KVCache:
+        """A cache for `batch` rows of at most `length` tokens; rows and kv heads are divided over the mesh."""
         config = self.config
-        shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_width)
-        return KVCache(jnp.zeros(shape, self.compute_dtype), jnp.zeros(shape, self.compute_dtype))
+        shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_width)
+        axes = (None, sharding.BATCH_AXES, "tensor", None, None)
+        if layers_apart:
+            empty = sharding.constrain_axes(jnp.zeros(shape[1:], self.compute_dtype), axes[1:])
+            return KVCache((empty,) * config.num_layers, (empty,) * config.num_layers)
+        empty = sharding.constrain_axes(jnp.zeros(shape, self.compute_dtype), axes)
+        return KVCache(empty, empty)
 
 
 class DecoderLayer(nnx.Module):

@@ -15,8 +15,10 @@ from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters, runs
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import DecodingConfig
 from llamo_jax.evaluation.functional_groups import score_groups
-from llamo_jax.generation.decode import collate_prompts, greedy
+from llamo_jax.generation.decode import greedy
+from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import define_model
 from tests import helpers
@@ -69,7 +71,7 @@ def test_greedy_equals_step_by_step_argmax(encoder, small_model):
     conversations = [ask("CC(=O)Oc1ccccc1C(=O)O"), ask("C", question="Is it aromatic?"), ask(question="Hello?")]
     prompts = encoder.encode([featurized(conversation) for conversation in conversations])
     eos = encoder.tokenizer.eos_id
-    got = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=6, eos_id=eos).tokens)
+    got = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=6, eos_id=eos).tokens)
     assert got.shape == (4, 6)
     assert np.all(got[3] == eos)  # the padding row
     model = definition.merge(arrays)
@@ -81,8 +83,8 @@ def test_greedy_equals_step_by_step_argmax(encoder, small_model):
                 molecule=np.append(prompt.molecule, np.full(count, -1)).astype(np.int32),
                 query=np.append(prompt.query, np.zeros(count)).astype(np.int32),
             )
-            batch = jax.tree.map(jnp.asarray, collate_prompts([extended], eos))
-            expected = int(jnp.argmax(model(batch)[0][0, -1]))
+            batch = jax.tree.map(jnp.asarray, collate_prompts([extended]))
+            expected = int(jnp.argmax(model(batch)[0][0, len(extended.tokens) - 1]))
             assert answer[count] == expected
             if expected == eos:
                 break
@@ -92,13 +94,11 @@ def test_finished_rows_stay_finished(encoder, small_model):
     definition, arrays = small_model
     prompts = encoder.encode([featurized(ask("CCO")), featurized(ask("O"))])
     eos = encoder.tokenizer.eos_id
-    free = np.asarray(greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=eos).tokens)
+    free = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=12, eos_id=eos).tokens)
     row = int(np.argmax([len(set(answer)) for answer in free]))
     end = int(np.flatnonzero(free[row] != free[row, 0])[0])  # the first token that was not seen before
     stop = int(free[row, end])
-    stopped = np.asarray(
-        greedy(definition, arrays, collate_prompts(prompts, eos), max_new_tokens=12, eos_id=stop).tokens
-    )
+    stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=12, eos_id=stop).tokens)
     np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
 
 
@@ -115,7 +115,7 @@ def trained(tmp_path_factory, few):
 
 
 def test_assistant_answers_alone_and_in_batches(trained):
-    assistant = Assistant.load(trained, max_new_tokens=12)
+    assistant = Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=12))
     history = [("Is it aromatic?", "It is aromatic.")]
     requests = [
         {"question": "Describe this molecule.", "smiles": "CC(=O)Oc1ccccc1C(=O)O"},
@@ -134,7 +134,7 @@ def test_assistant_answers_alone_and_in_batches(trained):
 
 def test_chat_prints_the_answer(trained, capsys):
     chat.main(["--checkpoint", str(trained), "--smiles", "CCO", "--question", "What is it?", "--max_new_tokens", "12"])
-    expected = Assistant.load(trained, max_new_tokens=12).ask("What is it?", smiles=["CCO"])
+    expected = Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=12)).ask("What is it?", smiles=["CCO"])
     assert capsys.readouterr().out.splitlines()[-1:] == [expected.splitlines()[-1]]
 
 

@@ -15,7 +15,8 @@ from data_pipeline.batch import EncodedConversation
 from llamo_jax.config import DecoderConfig
 from llamo_jax.convert.huggingface import NO_LORA
 from llamo_jax.convert.names import prefixed
-from llamo_jax.generation.decode import collate_prompts, greedy
+from llamo_jax.generation.decode import greedy
+from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models.definition import define_model
 from tests import helpers
 
@@ -112,7 +113,7 @@ def test_a_pretrained_llama_tells_its_story(storyteller):
     found = greedy(
         define_model(config),
         weights,
-        collate_prompts([text([expected["bos"]])], eos_id=2),
+        collate_prompts([text([expected["bos"]])]),
         max_new_tokens=len(expected["greedy_ids"]) - 1,
         eos_id=2,
     )
@@ -123,7 +124,7 @@ def test_a_pretrained_llama_tells_its_story(storyteller):
 
 def test_bfloat16_says_nearly_the_same(storyteller):
     expected, config, weights = storyteller
-    batch = jax.tree.map(jnp.asarray, collate_prompts([text(expected["greedy_ids"])], eos_id=2))
+    batch = jax.tree.map(jnp.asarray, collate_prompts([text(expected["greedy_ids"])]))
     divergence, same = bfloat16.compare(config, weights, batch)
     assert len(divergence) == len(expected["greedy_ids"])
     assert 0 < divergence.mean() <= 1e-3

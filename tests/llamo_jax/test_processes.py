@@ -18,6 +18,7 @@ from llamo_jax import runs
 from llamo_jax.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("processes")  # they share runs that take minutes
 SETTINGS = {
     "model.language_model.num_layers": 1,
     "sample_smiles": "()",

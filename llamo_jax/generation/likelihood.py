@@ -1,0 +1,65 @@
+"""How probable given answers are: the log-probability of each of their tokens."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import logsumexp
+from jaxtyping import Float
+from tqdm import tqdm
+
+from data_pipeline.batch import Batch, EncodedConversation
+from llamo_jax import sharding
+from llamo_jax.generation.decode import replicated
+from llamo_jax.generation.prompts import collate_prompts
+from llamo_jax.models.definition import DecodingArrays, ModelDefinition
+
+CHUNK = 32  # positions whose logits exist at a time; divides every prompt bucket
+
+ROWS = 16
+"""Conversations that go through the model at a time, per batch shard."""
+
+
+def target_log_probabilities(
+    definition: ModelDefinition,
+    arrays: DecodingArrays,
+    mesh: jax.sharding.Mesh,
+    conversations: Sequence[EncodedConversation],
+) -> list[np.ndarray]:
+    """For each conversation: float32, the natural log-probability of each of its target tokens, in their order."""
+    shards = sharding.batch_shards(mesh)
+    rows = ROWS * shards
+    result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(conversations)
+    # neighbours in length share a batch, so that little is padding
+    order = sorted(range(len(conversations)), key=lambda index: len(conversations[index].tokens))
+    with jax.set_mesh(mesh):
+        for start in tqdm(range(0, len(order), rows), desc="log-likelihoods", unit=" batches", disable=None):
+            chunk = order[start : start + rows]
+            batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards)
+            found = np.asarray(_log_probabilities(definition, arrays, sharding.put_whole(batch, mesh)))
+            for row, index in zip(found, chunk, strict=False):
+                # position t predicts token t + 1
+                result[index] = row[np.flatnonzero(conversations[index].is_target[1:])]
+    return result
+
+
+@functools.partial(jax.jit, static_argnames="definition")
+def _log_probabilities(definition: ModelDefinition, arrays: DecodingArrays, batch: Batch) -> Float[jax.Array, "B T"]:
+    """Of the token that follows each position of the batch."""
+    model = definition.merge(arrays)
+    hidden, _ = model.hidden_states(batch)
+
+    rows = hidden.shape[0]
+
+    def in_chunks(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(rows, -1, CHUNK, *x.shape[2:]), 1, 0)
+
+    def chunk(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        hidden, targets = inputs
+        logits = model.language_model.logits(hidden)
+        return carry, jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - logsumexp(logits, axis=-1)
+
+    _, found = jax.lax.scan(chunk, None, (in_chunks(hidden), in_chunks(batch.targets)))
+    return replicated(jnp.moveaxis(found, 0, 1).reshape(rows, -1))

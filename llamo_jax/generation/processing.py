@@ -1,0 +1,57 @@
+"""From logits to the next token: what is forbidden, made less probable, and drawn from (Hugging Face's definitions)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from llamo_jax.config import DecodingConfig
+
+_NEVER = jnp.finfo(jnp.float32).min  # finite: a row of nothing else must not become NaN
+
+
+def processed(
+    scores: Float[Array, "*rows V"],
+    seen: Bool[Array, "*rows V"] | None,
+    chosen: Int[Array, "*rows"],
+    decoding: DecodingConfig,
+    stop_ids: tuple[int, ...],
+) -> Float[Array, "*rows V"]:
+    """Scores (logits, or log-probabilities in beam search) with `repetition_penalty` and `min_new_tokens` applied.
+
+    seen: tokens that the text holds already, needed for a penalty only; chosen: how many tokens the answer has.
+    """
+    if decoding.repetition_penalty != 1 and seen is not None:
+        penalty = decoding.repetition_penalty
+        scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+    if decoding.min_new_tokens:
+        stops = jnp.zeros(scores.shape[-1], bool).at[jnp.array(stop_ids)].set(True)
+        early = chosen < decoding.min_new_tokens
+        scores = jnp.where(early[..., None] & stops, _NEVER, scores)
+    return scores
+
+
+def warped(logits: Float[Array, "*rows V"], decoding: DecodingConfig) -> Float[Array, "*rows V"]:
+    """Logits to draw from: divided by the temperature, then cut to `top_k`, then to `top_p`."""
+    logits = logits / decoding.temperature
+    if 0 < decoding.top_k < logits.shape[-1]:
+        smallest = jax.lax.top_k(logits, decoding.top_k)[0][..., -1:]
+        logits = jnp.where(logits < smallest, _NEVER, logits)
+    if decoding.top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = jnp.sum(before < decoding.top_p, axis=-1, keepdims=True)  # at least the most probable
+        smallest = jnp.take_along_axis(descending, kept - 1, axis=-1)
+        logits = jnp.where(logits < smallest, _NEVER, logits)
+    return logits
+
+
+def next_token(
+    scores: Float[Array, "B V"], keys: Key[Array, " B"], chosen: Int[Array, " B"], decoding: DecodingConfig
+) -> Int[Array, " B"]:
+    """The most probable token, or one that is drawn: the same for the same key and place in the answer."""
+    if decoding.temperature == 0:
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    places = jax.vmap(jax.random.fold_in)(keys, chosen)
+    return jax.vmap(jax.random.categorical)(places, warped(scores, decoding)).astype(jnp.int32)

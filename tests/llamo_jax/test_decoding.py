@@ -1,0 +1,265 @@
+"""How answers are chosen: against Hugging Face's generate, and whatever they are decoded beside."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.parity import Golden
+from data_pipeline.batch import EncodedConversation
+from llamo_jax import sharding
+from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
+from llamo_jax.generation import decode, likelihood
+from llamo_jax.generation.beams import beam_search
+from llamo_jax.generation.decode import generate
+from llamo_jax.generation.generator import Generator
+from llamo_jax.generation.processing import warped
+from llamo_jax.generation.prompts import collate_prompts, prompt_bucket
+from llamo_jax.models.definition import define_model, for_decoding
+from tests import helpers
+
+pytestmark = pytest.mark.xdist_group("decoding")  # they share compiled programs
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    """The golden model around lm_gqa, and the language model alone in transformers."""
+    from transformers import LlamaForCausalLM
+
+    config, arrays = Golden(golden).model("gqa")
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    definition = define_model(config)
+    return (
+        definition,
+        for_decoding(arrays, sharding.single_device_mesh()),
+        LlamaForCausalLM.from_pretrained(golden / "lm_gqa").eval(),
+    )
+
+
+def prompts():
+    """Four texts of unequal length; ids of the golden vocabulary."""
+    rng = np.random.default_rng(5)
+    return [text(rng.integers(3, 500, length)) for length in (5, 17, 9, 1)]
+
+
+def text(ids):
+    ids = np.asarray(ids, np.int32)
+    return EncodedConversation(ids, np.zeros(len(ids), bool), np.full(len(ids), -1, np.int32), np.zeros_like(ids), ())
+
+
+def ours(model, decoding, stop_ids, batch=None):
+    definition, arrays, _ = model
+    batch = collate_prompts(prompts()) if batch is None else batch
+    keys = jax.random.split(jax.random.key(0), len(batch.tokens))
+    found = generate(definition, arrays, batch, keys, decoding=decoding, stop_ids=stop_ids)
+    return [np.asarray(row)[:length] for row, length in zip(found.tokens, found.lengths, strict=True)]
+
+
+def theirs(model, stop_ids, **options):
+    """New tokens of each prompt (and beam) by transformers, up to the stop token."""
+    import torch
+
+    result = []
+    for prompt in prompts():
+        ids = torch.tensor(prompt.tokens[None].astype(np.int64))
+        out = model[2].generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW,
+            eos_token_id=list(stop_ids), pad_token_id=0, return_dict_in_generate=True, output_scores=True, **options,
+        )  # fmt: skip
+        for row in out.sequences[:, ids.shape[1] :].numpy():
+            stop = np.flatnonzero(np.isin(row, stop_ids))
+            result.append(row[: stop[0] + 1] if len(stop) else row)
+    return result
+
+
+def early_stops(model):
+    """Two tokens that come up in the middle of greedy answers."""
+    free = theirs(model, (2,))
+    return int(free[0][4]), int(free[1][6])
+
+
+OPTIONS = {
+    "plain": {},
+    "penalty": {"repetition_penalty": 1.4},
+    "long": {"min_new_tokens": 9},
+    "all": {"repetition_penalty": 1.2, "min_new_tokens": 7},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_greedy_answers_are_those_of_transformers(model, options):
+    stops = early_stops(model)
+    got = ours(model, DecodingConfig(max_new_tokens=NEW, **options), stops)
+    expected = theirs(model, stops, **options)
+    assert min(map(len, expected)) > options.get("min_new_tokens", 0)
+    assert min(map(len, expected)) < NEW or "min_new_tokens" in options
+    for mine, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+BEAMS = {
+    "short": {"length_penalty": -1.0},
+    "long": {"length_penalty": 3.0},
+    "all": {"length_penalty": 0.5, "repetition_penalty": 1.3, "min_new_tokens": 6},
+}
+
+
+@pytest.mark.parametrize("options", BEAMS.values(), ids=BEAMS)
+def test_beams_are_those_of_transformers(model, options):
+    definition, arrays, _ = model
+    stops = early_stops(model)
+    decoding = DecodingConfig(max_new_tokens=NEW, num_beams=3, num_samples=3, **options)
+    found = beam_search(definition, arrays, collate_prompts(prompts()), decoding=decoding, stop_ids=stops)
+    expected = theirs(model, stops, num_beams=3, num_return_sequences=3, **options)
+    got = [
+        np.asarray(ids)[:length]
+        for rows, lengths in zip(found.tokens, found.lengths, strict=True)
+        for ids, length in zip(rows, lengths, strict=True)
+    ]
+    for mine, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_warped_logits_are_those_of_transformers():
+    import torch
+    from transformers.generation import logits_process as theirs
+
+    logits = np.random.default_rng(0).normal(size=(3, 40)).astype(np.float32) * 3
+    for temperature, top_k, top_p in ((0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.6), (0.9, 7, 0.8), (1.0, 0, 1e-6)):
+        decoding = DecodingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        expected = torch.tensor(logits)
+        processors = [theirs.TemperatureLogitsWarper(temperature)]
+        processors += [theirs.TopKLogitsWarper(top_k)] if top_k else []
+        processors += [theirs.TopPLogitsWarper(top_p)] if top_p < 1 else []
+        for processor in processors:
+            expected = processor(None, expected)
+        expected = expected.numpy()
+        got = np.asarray(warped(jnp.asarray(logits), decoding))
+        np.testing.assert_array_equal(got < -1e30, np.isinf(expected))
+        np.testing.assert_allclose(got[got > -1e30], expected[np.isfinite(expected)], rtol=1e-6)
+
+
+def test_padding_may_be_on_either_side(model):
+    batch = collate_prompts(prompts())
+    shift = batch.tokens.shape[1] - np.count_nonzero(batch.segments, axis=1)
+    columns = (np.arange(batch.tokens.shape[1]) - shift[:, None]) % batch.tokens.shape[1]
+    rows = {name: np.take_along_axis(x, columns, axis=1) for name, x in batch._asdict().items() if name != "molecules"}
+    left = batch._replace(**rows)
+    assert left.segments[3, -1] == 1
+    assert left.segments[3, 0] == 0
+    decoding = DecodingConfig(max_new_tokens=NEW)
+    for mine, other in zip(ours(model, decoding, (2,), left), ours(model, decoding, (2,)), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+class Words:
+    """A prompt encoder's place: records are prompts already; text is the ids."""
+
+    stop_ids = (2,)
+
+    class tokenizer:  # noqa: N801
+        @staticmethod
+        def decode(ids):
+            return " ".join(map(str, ids))
+
+    @staticmethod
+    def encode(records):
+        return list(records)
+
+
+def generator(model, decoding, mesh=None, **options):
+    config, arrays = model
+    return Generator(config, arrays, Words(), mesh or sharding.single_device_mesh(), decoding, **options)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of unequal prompts with molecules: eleven of them, of which some come twice."""
+    config = dataclasses.replace(helpers.model_config(num_kv_heads=4))
+    definition, arrays = helpers.definition_and_arrays(config)
+    conversations = [one for row in helpers.rows() for one in row]
+    return (definition, arrays), [*conversations, *conversations[:2]]
+
+
+def tokens_of(answers):
+    return [[answer.tokens.tolist() for answer in answers[index]] for index in range(len(answers))]
+
+
+def test_rows_that_come_and_go_answer_as_alone(small):
+    """Continuous batching: three places for eleven prompts, answers of unequal length."""
+    model, records = small
+    decoding = DecodingConfig(max_new_tokens=40, stop_ids=tuple(range(3, 12)))
+    found = tokens_of(dict(generator(model, decoding, max_rows=4).generate(records)))
+    alone = [tokens_of(dict(generator(model, decoding).generate([record])))[0] for record in records]
+    assert found == alone
+    lengths = {len(answer) for (answer,) in found}
+    assert len(lengths) > 3
+    assert max(lengths) == 40
+
+
+def test_samples_depend_on_seed_and_number_alone(small):
+    model, records = small
+    decoding = DecodingConfig(max_new_tokens=8, temperature=1.0, num_samples=3, seed=4, stop_ids=tuple(range(3, 12)))
+    found = tokens_of(dict(generator(model, decoding, max_rows=4).generate(records)))
+    assert all(len({tuple(sample) for sample in samples}) > 1 for samples in found)
+    again = tokens_of(dict(generator(model, decoding).generate(records[5:7], numbers=[5, 6])))
+    assert again == found[5:7]
+    other = tokens_of(dict(generator(model, dataclasses.replace(decoding, seed=5)).generate(records)))
+    assert other != found
+    # with the temperature near 0 nothing but the most probable token is drawn
+    cold = dataclasses.replace(decoding, temperature=1e-4, num_samples=1)
+    greedy = dataclasses.replace(cold, temperature=0.0)
+    assert tokens_of(dict(generator(model, cold).generate(records))) == tokens_of(
+        dict(generator(model, greedy).generate(records))
+    )
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(4, 1, 2), MeshConfig(1, 8, 1)])
+def test_sharded_decoding_equals_one_device(small, mesh_config):
+    model, records = small
+    mesh = sharding.make_mesh(mesh_config)
+    for decoding in (DecodingConfig(max_new_tokens=6), DecodingConfig(max_new_tokens=6, num_beams=2)):
+        expected = tokens_of(dict(generator(model, decoding).generate(records)))
+        assert tokens_of(dict(generator(model, decoding, mesh).generate(records))) == expected
+
+
+def test_programs_are_compiled_once_for_each_bucket(small):
+    model, records = small
+    decoding = DecodingConfig(max_new_tokens=5)
+    engine = generator(model, decoding, max_rows=4)
+    before = {name: getattr(decode, name)._cache_size() for name in ("admit", "advance", "empty_rows")}
+    buckets = {prompt_bucket(len(record.tokens)) for record in records}
+    for _ in range(2):
+        dict(engine.generate(records))
+        dict(engine.generate(records[::-1]))
+    for name, bound in (("advance", 1), ("empty_rows", 1), ("admit", 3)):  # admit: 1, 2 or 4 prompts at a time
+        assert 0 < getattr(decode, name)._cache_size() - before[name] <= bound * len(buckets)
+
+
+def test_log_probabilities_are_those_of_the_whole_pass(small):
+    (definition, arrays), records = small
+    found = likelihood.target_log_probabilities(definition, arrays, sharding.single_device_mesh(), records)
+    model = definition.merge(arrays)
+    for record, got in zip(records, found, strict=True):
+        batch = jax.tree.map(jnp.asarray, collate_prompts([record]))
+        logits, _ = model(batch)
+        every = jax.nn.log_softmax(logits[0])[: len(record.tokens) - 1]
+        expected = every[np.arange(len(every)), record.tokens[1:]][record.is_target[1:]]
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"num_beams": 4, "temperature": 0.5}, "beam search draws nothing"),
+        ({"num_samples": 2}, "several samples need a temperature"),
+        ({"top_p": 0.0}, "top_p must be above 0"),
+    ],
+)
+def test_decoding_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DecodingConfig(**options)
