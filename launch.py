@@ -1,8 +1,12 @@
-"""Trains a model: `python launch.py --config configs/stage1.py[:preset] [--workdir DIR] [--config.train.steps=N ...]`.
+"""Trains or evaluates a model, as its configuration says.
+
+    python launch.py --config configs/stage1.py[:preset] [--workdir DIR] [--config.train.steps=N ...]
+    python launch.py --config configs/evaluate.py --config.checkpoint=DIR --config.task=TASK --config.data=DIR_OR_FILE
 
 Run the same command again to continue an interrupted run.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -15,7 +19,9 @@ from ml_collections import config_flags
 from data_pipeline.logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:preset]; fields with --config.FIELD=VALUE")
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder; default: runs/NAME-PRESET")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "the run's folder; default: runs/NAME-PRESET, or runs/evaluate-CHECKPOINT-TASK"
+)
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0, if there are several")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, from 0", lower_bound=0)
@@ -32,13 +38,30 @@ def main(arguments: list[str]) -> None:
 
     try:
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        config = runs.read_config(_CONFIG.value)
         with distributed.watched(_lost):
-            state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
+            (_evaluate if _CONFIG.value.get("name") == "evaluate" else _train)()
     except runs.UserError as error:
         _stop(str(error))
+
+
+def _train() -> None:
+    from llamo_jax import distributed, runs
+
+    config = runs.read_config(_CONFIG.value)
+    state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
     if int(state.step) < config.train.steps:
         distributed.say(f"to continue: {_command()}")
+
+
+def _evaluate() -> None:
+    from llamo_jax import distributed, runs
+    from llamo_jax.evaluation import run
+
+    runs.use_compilation_cache()
+    config = run.read_config(_CONFIG.value)
+    workdir = Path(_WORKDIR.value or f"runs/evaluate-{Path(config.checkpoint).resolve().name}-{config.task}")
+    metrics = run.evaluate(config, workdir)
+    distributed.say(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, dict | list)}))
 
 
 def _command() -> str:

@@ -63,6 +63,10 @@ setup(
         "tqdm>=4.67",
         "tensorboardX>=2.6.4",
         "matplotlib>=3.10",
+        "nltk>=3.9.2",
+        "rouge_score>=0.1.2",
+        "rapidfuzz>=3.14",
+        "scipy>=1.15",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

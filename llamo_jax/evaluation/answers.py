@@ -1,0 +1,105 @@
+"""Answers that are a number or a yes or no: how near, how often right, and how many are no such answer at all."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# A number on its own: not the digits of a name ("C10", "2-methyl"), nor a pH that the value is given at.
+_NUMBER = re.compile(
+    r"(?<![\w.])(?<!pH )(?<!pH=)[-+\u2212\u2013]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+\u2212]?\d+)?"
+    r"(?!\w*\d)(?![-,]\w*[A-Za-z])"
+)
+_YES_NO = re.compile(r"\b(?:(yes|true)|(no|not|false))\b", re.IGNORECASE)
+
+
+def number_in(text: str) -> float | None:
+    """The first number that an answer gives; None if there is none, or it is not finite."""
+    match = _NUMBER.search(text)
+    if match is None:
+        return None
+    value = float(match.group().replace("\u2212", "-").replace("\u2013", "-"))
+    return value if math.isfinite(value) else None
+
+
+def yes_in(text: str) -> bool | None:
+    """Whether an answer says yes (its first yes, true, no, not or false); None if it says none of them."""
+    match = _YES_NO.search(text)
+    return None if match is None else match.group(1) is not None
+
+
+def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """mae, rmse and r2 over the answers that contain a number, and their share, `answered`.
+
+    `all_rows`: the same errors over all rows, where an answer without a number counts as the mean of all targets.
+    Rows whose target has no number are left out and counted. What cannot be computed is None.
+    """
+    truth = [number_in(target) for target in targets]
+    kept = [index for index, value in enumerate(truth) if value is not None]
+    y = np.array([truth[index] for index in kept], float)
+    parsed = [number_in(predictions[index]) for index in kept]
+    answered = np.array([value is not None for value in parsed], bool)
+    mean = float(y.mean()) if len(y) else 0.0
+    x = np.array([mean if value is None else value for value in parsed], float)
+    return {
+        **_errors(x[answered], y[answered]),
+        "answered": float(answered.mean()) if len(y) else None,
+        "unparsable": int((~answered).sum()),
+        "all_rows": {"rows": len(y), **_errors(x, y)},
+        "targets_without_number": len(truth) - len(kept),
+    }
+
+
+def _errors(x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
+    if not len(y):
+        return {"mae": None, "rmse": None, "r2": None}
+    spread = float(np.sum((y - y.mean()) ** 2))
+    return {
+        "mae": float(np.mean(np.abs(x - y))),
+        "rmse": float(np.sqrt(np.mean((x - y) ** 2))),
+        "r2": 1 - float(np.sum((x - y) ** 2)) / spread if spread else None,
+    }
+
+
+def classification_scores(
+    predictions: Sequence[str], targets: Sequence[str], yes_probabilities: Sequence[float | None]
+) -> dict[str, Any]:
+    """accuracy, f1 (of yes) and roc_auc; an answer that is neither yes nor no is wrong, and counted.
+
+    yes_probabilities: of "yes" against "no" as the answer's beginning; None where they are not known, and roc_auc is
+    None unless all are. Rows whose target is neither are left out and counted.
+    """
+    rows = [
+        (yes_in(prediction), truth, probability)
+        for prediction, target, probability in zip(predictions, targets, yes_probabilities, strict=True)
+        if (truth := yes_in(target)) is not None
+    ]
+    positives = sum(truth for _, truth, _ in rows)
+    claimed = sum(answer is True for answer, _, _ in rows)
+    right = sum(answer is truth for answer, truth, _ in rows)
+    true_positives = sum(answer is True and truth for answer, truth, _ in rows)
+    scores = [probability for _, _, probability in rows if probability is not None]
+    unparsable = sum(answer is None for answer, _, _ in rows)
+    return {
+        "accuracy": right / len(rows) if rows else None,
+        "f1": 2 * true_positives / (claimed + positives) if claimed + positives else None,
+        "roc_auc": _roc_auc(scores, [truth for _, truth, _ in rows]) if len(scores) == len(rows) else None,
+        "yes_rate": claimed / len(rows) if rows else None,
+        "answered": 1 - unparsable / len(rows) if rows else None,
+        "unparsable": unparsable,
+        "targets_without_class": len(targets) - len(rows),
+    }
+
+
+def _roc_auc(scores: Sequence[float], truth: Sequence[bool]) -> float | None:
+    """The chance that a positive scores higher than a negative (Mann and Whitney's U); None without one of both."""
+    from scipy.stats import rankdata
+
+    positive = np.array(truth, bool)
+    count = int(positive.sum())
+    if not 0 < count < len(positive):
+        return None
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))

@@ -1,0 +1,288 @@
+"""What a description claims about its molecule, checked with RDKit: functional groups, rings, elements and counts.
+
+Only statements about what the molecule has are read. What it was made from, derives from or differs by ("obtained by
+the formal condensation of the carboxy group of …", "the conjugate base of …") is left out up to the sentence's end, and
+so is whatever has no name in data_pipeline.functional_groups.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rdkit import Chem
+from tqdm import tqdm
+
+from data_pipeline.describe import Facts, facts_of
+from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring
+from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+
+GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
+
+
+class Claim(NamedTuple):
+    """One statement: that something is there (number None), not there (number 0), or there so many times.
+
+    kind: one of KINDS; a count of groups, rings or atoms has the kind "count", as have formula, charge and the like.
+    words: how the text says it.
+    """
+
+    kind: str
+    name: str
+    number: int | str | None
+    words: str
+
+
+_SYNONYMS: dict[str, tuple[str, ...]] = {
+    "hydroxy": ("alcohol", "phenol", "enol", "hemiacetal", "carboxylic acid", "hydroxamic acid", "oxime"),
+    "carboxy": ("carboxylic acid",),
+    "amine": ("primary amine", "secondary amine", "tertiary amine"),
+    "amino": ("primary amine", "secondary amine", "tertiary amine", "ammonium"),
+    "cyano": ("nitrile",),
+    "methoxy": ("ether", "ester", "acetal", "carbamate", "carbonate"),
+    "lactam": ("amide", "imide", "urea", "carbamate"),
+    "lactone": ("ester",),
+    "carbonyl": ("ketone", "aldehyde", "amide", "ester", "carboxylic acid", "carboxylate", "imide", "urea", "carbamate",
+                 "thioester", "acyl halide", "acid anhydride", "carbonate", "hydrazide", "hydroxamic acid"),
+}  # fmt: skip
+"""Names of texts that stand for one of several groups."""
+_SPELLINGS = {"hydroxyl": "hydroxy", "carboxyl": "carboxy", "cyanide": "cyano", "acid halide": "acyl halide"}
+
+_ELEMENTS = {
+    Chem.GetPeriodicTable().GetElementName(number).lower(): Chem.GetPeriodicTable().GetElementSymbol(number)
+    for number in range(3, 104)
+    if number not in (82,)  # "lead" is mostly a verb
+}
+_ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
+
+_NUMBERS = {"no": 0, "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
+            "nine": 9, "ten": 10}  # fmt: skip
+_NUMBER = r"(?P<number>\d+|" + "|".join(_NUMBERS) + r")"
+
+_ELSEWHERE = re.compile(
+    r"\b(?:obtained|derive[sd]?|deriving|derivative of|result(?:s|ing)|formed|prepared|conjugate (?:base|acid)|formal"
+    r"|functional parent|replaced|substitut(?:ed|ion) (?:by|for)|deprotonation|protonation|deuterated|used|inhibit\w*"
+    r"|metaboli[sz]\w*|synthes\w+|react\w*|role|found|isolated)\b.*?(?=\.\s|\.$|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NEGATION = re.compile(r"\b(?:no|not|without|lacks?|lacking|neither|nor|free of|devoid of)\b[^.,;]*$", re.IGNORECASE)
+
+
+def claims_in(text: str) -> list[Claim]:
+    """The claims of a text, each once."""
+    text = _ELSEWHERE.sub(" ", text)
+    claims = [*_named(text), *_counted(text)]
+    return list(dict.fromkeys(claims))
+
+
+def _named(text: str) -> Iterable[Claim]:
+    for kind, pattern in _name_patterns().items():
+        for match in pattern.finditer(text):
+            name = match["name"].lower()
+            name = _SPELLINGS.get(name, name)
+            count = _number(match["number"]) if match["number"] else None
+            if count is None and _NEGATION.search(text[: match.start()].rpartition(".")[2]):
+                count = 0
+            if count:
+                yield Claim(COUNT, f"{kind}:{name}", count, match.group())
+            else:
+                yield Claim(kind, name, count, match.group())
+
+
+_COUNTED = {
+    "hydrogen-bond donors": rf"{_NUMBER} (?:hydrogen[- ]bond|H-bond) donors?",
+    "hydrogen-bond acceptors": rf"{_NUMBER} (?:(?:hydrogen[- ]bond|H-bond) )?acceptors?",
+    "stereocentres": rf"{_NUMBER} (?:stereocent(?:re|er)s?|chiral cent(?:re|er)s?)",
+    "rings": rf"{_NUMBER} rings?\b",
+    "functional groups": r"(?P<number>no) functional groups?",
+    "charge": r"\bcharge of (?P<number>[-+\u2212]?\d+)",
+}
+"""Other facts of data_pipeline.describe.Facts and how texts count them."""
+
+_FORMULA = re.compile(r"\b(?:formula|is) (?:of )?((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
+_STATED = {
+    r"\bis acyclic\b": (RING, "ring", 0),
+    r"\bis aromatic\b": (RING, "aromatic ring", None),
+    r"\bis not aromatic\b": (RING, "aromatic ring", 0),
+    r"\bis neutral\b|\bno net charge\b": (COUNT, "charge", 0),
+}
+
+
+def _counted(text: str) -> Iterable[Claim]:
+    for name, pattern in _COUNTED.items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            yield Claim(COUNT, name, _number(match["number"]), match.group())
+    for pattern, (kind, name, count) in _STATED.items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            yield Claim(kind, name, count, match.group())
+    for match in _FORMULA.finditer(text):
+        yield Claim(COUNT, "formula", match.group(1), match.group())
+
+
+def _number(word: str) -> int:
+    return _NUMBERS[word.lower()] if word.lower() in _NUMBERS else int(word.replace("\u2212", "-")[:9])
+
+
+@functools.cache
+def _name_patterns() -> dict[str, re.Pattern[str]]:
+    """Kind → a pattern of its names, longest first: "quaternary ammonium" must not be read as "ammonium"."""
+
+    def pattern(names: Iterable[str], after: str) -> re.Pattern[str]:
+        listed = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return re.compile(rf"(?:\b{_NUMBER} )?(?<![\w-])(?P<name>{listed})(?:s|es)?(?:{after})(?![\w-])", re.IGNORECASE)
+
+    return {
+        # "amino acid" and the like name a class, whatever its nitrogen has become
+        GROUP: pattern(
+            [*FUNCTIONAL_GROUPS, *_SYNONYMS, *_SPELLINGS],
+            r"(?<!\bamino)(?: (?:functional )?groups?)?|(?<=\bamino) (?:groups?|compounds?)",
+        ),
+        RING: pattern(RING_SYSTEMS, r"(?: (?:ring|nucleus|moiety|core)s?)?"),
+        ELEMENT: pattern(_ELEMENTS, r"(?: atoms?)?"),
+    }
+
+
+class Molecule:
+    """A molecule against which claims are checked; raises InvalidMoleculeError."""
+
+    def __init__(self, smiles: str):
+        self._mol = parse_smiles(smiles)
+        self.facts: Facts = facts_of(self._mol)
+
+    def has(self, claim: Claim) -> bool:
+        """Whether a claim is true."""
+        if claim.kind != COUNT:
+            there = self._occurrences(claim.kind, claim.name) > 0
+            return there if claim.number is None else not there
+        kind, _, name = claim.name.partition(":")
+        if name:
+            # of a ring, texts count systems ("2 benzene rings") or every occurrence, in larger systems too
+            return claim.number in (self._occurrences(kind, name), self.facts.rings.count(f"{name} ring"))
+        facts = self.facts
+        return (
+            claim.number
+            == {
+                "hydrogen-bond donors": facts.donors,
+                "hydrogen-bond acceptors": facts.acceptors,
+                "stereocentres": facts.stereocentres,
+                "rings": self._mol.GetRingInfo().NumRings(),
+                "functional groups": len(facts.groups),
+                "charge": facts.charge,
+                "formula": facts.formula,
+            }[claim.name]
+        )
+
+    def claimable(self, kind: str) -> set[str]:
+        """What of a kind (group, ring or element) there is to be named; carbon and hydrogen need not be."""
+        if kind == GROUP:
+            return set(self.facts.groups)
+        if kind == RING:
+            return {phrase.removesuffix(" ring") for phrase in self.facts.rings} & set(RING_SYSTEMS)
+        symbols = set(self.facts.elements) - {"C"}
+        return {name for name, symbol in _ELEMENTS.items() if symbol in symbols and name not in ("sulphur", "cesium")}
+
+    def _occurrences(self, kind: str, name: str) -> int:
+        if kind == GROUP:
+            return sum(self.facts.groups.get(group, 0) for group in _SYNONYMS.get(name, (name,)))
+        if kind == ELEMENT:
+            return self.facts.elements.get(_ELEMENTS[name], 0)
+        if name == "ring":
+            return self._mol.GetRingInfo().NumRings()
+        if name == "aromatic ring":
+            return int(self.facts.aromatic)
+        return has_ring(self._mol, name)
+
+
+class Checked(NamedTuple):
+    """A description's claims: the true ones and the false ones; and what it could have named, and has, by kind."""
+
+    true: list[Claim]
+    false: list[Claim]
+    there: dict[str, set[str]]
+    named: dict[str, set[str]]
+
+
+def check(description: str, smiles: str) -> Checked:
+    """The claims of one description; raises InvalidMoleculeError."""
+    molecule = Molecule(smiles)
+    claims = claims_in(description)
+    true = [claim for claim in claims if molecule.has(claim)]
+    there = {kind: molecule.claimable(kind) for kind in (GROUP, RING, ELEMENT)}
+    affirmed = {(claim.kind, name) for claim in claims if claim.number != 0 for name in _names(claim)}
+    affirmed |= {
+        (kind, name)
+        for claim in claims
+        if claim.kind == COUNT and claim.number
+        for kind, _, name in [claim.name.partition(":")]
+    }
+    named = {kind: {name for name in there[kind] if (kind, name) in affirmed} for kind in there}
+    return Checked(true, [claim for claim in claims if claim not in true], there, named)
+
+
+def _names(claim: Claim) -> tuple[str, ...]:
+    return _SYNONYMS.get(claim.name, (claim.name,))
+
+
+def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> dict[str, Any]:
+    """How much of what descriptions claim is true, and how much of what there is they name; micro-averaged.
+
+    precision (true claims / claims) and false_claims, of all kinds and by kind; recall, by kind, of the functional
+    groups, named ring systems and elements other than carbon; most_common_false lists what is claimed wrongly.
+    Molecules that RDKit refuses are left out and counted. What cannot be computed is None.
+    """
+    true, false = Counter[str](), Counter[str]()
+    there, named = Counter[str](), Counter[str]()
+    wrong: Counter[str] = Counter()
+    invalid = 0
+    pairs = zip(descriptions, smiles, strict=True)
+    for description, text in tqdm(pairs, desc="claims", total=len(smiles), unit=" rows", disable=None):
+        try:
+            checked = check(description, text)
+        except InvalidMoleculeError:
+            invalid += 1
+            continue
+        true.update(claim.kind for claim in checked.true)
+        false.update(claim.kind for claim in checked.false)
+        wrong.update(_shown(claim) for claim in checked.false)
+        for kind in checked.there:
+            there[kind] += len(checked.there[kind])
+            named[kind] += len(checked.named[kind])
+    return {
+        "precision": _share(true.total(), false.total()),
+        "recall": named.total() / there.total() if there else None,
+        "claims": true.total() + false.total(),
+        "false_claims": false.total(),
+        "by_kind": {
+            kind: {"precision": _share(true[kind], false[kind]), "claims": true[kind] + false[kind]}
+            | ({"recall": named[kind] / there[kind] if there[kind] else None} if kind != COUNT else {})
+            for kind in KINDS
+        },
+        "most_common_false": dict(wrong.most_common(20)),
+        "invalid_molecules": invalid,
+    }
+
+
+def _shown(claim: Claim) -> str:
+    name = claim.name.partition(":")[2] or claim.name
+    return f"no {name}" if claim.number == 0 else name if claim.number is None else f"{claim.number} {name}"
+
+
+def _share(part: int, rest: int) -> float | None:
+    return part / (part + rest) if part + rest else None
+
+
+def checked_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each row with one valid molecule that has false claims: its molecule, its text and those claims."""
+    found = []
+    for row in rows:
+        if len(row.get("smiles") or ()) != 1:
+            continue
+        try:
+            checked = check(row["prediction"], row["smiles"][0])
+        except InvalidMoleculeError:
+            continue
+        if checked.false:
+            claims = [{"kind": claim.kind, "claim": _shown(claim), "words": claim.words} for claim in checked.false]
+            found.append({"smiles": row["smiles"][0], "prediction": row["prediction"], "false_claims": claims})
+    return found

@@ -1,0 +1,83 @@
+"""What is evaluated: prompts and their targets, from prepared records or straight from a file of rows."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.conversation import Conversation
+from data_pipeline.errors import DataError, RowError
+from data_pipeline.files import BadRow, read_rows
+from data_pipeline.molecule import InvalidMoleculeError
+from data_pipeline.records import Record, RecordReader, featurized, read_manifest
+from data_pipeline.tasks import TASKS, Columns
+
+
+class Example(NamedTuple):
+    """A conversation up to a question, and the answer that it is compared with."""
+
+    prompt: Record
+    target: str
+
+
+class Examples(NamedTuple):
+    """All examples of a source in its order, and why its other rows are none (reason → count).
+
+    fingerprint: equal for sources with the same examples.
+    """
+
+    examples: list[Example]
+    rejected: dict[str, int]
+    fingerprint: str
+
+
+def read_examples(source: Path, task: str, split: str, limit: int = 0) -> Examples:
+    """The examples of a prepared folder's split, or of a file of rows as `data_pipeline.prepare` takes them.
+
+    split: of a folder; "": test, or validation where there is no test. limit: the first so many; 0: all. Raises
+    DataError if there are none.
+    """
+    rejected: Counter[str] = Counter()
+    found = _from_folder(source, split) if source.is_dir() else _from_file(source, task, rejected)
+    examples: list[Example] = []
+    for record in found:
+        last = record.conversation.messages[-1]
+        if last.role != "assistant" or len(record.conversation.messages) < 2:
+            rejected["no answer at the end"] += 1
+            continue
+        prompt = record.conversation._replace(messages=record.conversation.messages[:-1])
+        examples.append(Example(record._replace(conversation=prompt), last.content))
+        if len(examples) == limit:
+            break
+    if not examples:
+        raise DataError(f"{source}: nothing to evaluate; {dict(rejected)}")
+    contents = [(example.prompt.conversation, example.target) for example in examples]
+    return Examples(examples, dict(rejected), hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16])
+
+
+def _from_folder(folder: Path, split: str) -> Iterator[Record]:
+    splits = read_manifest(folder)["splits"]
+    chosen = split or next((name for name in ("test", "validation") if name in splits), "test")
+    reader = RecordReader(folder, chosen)
+    for start in range(0, len(reader), 256):
+        yield from reader.fetch(range(start, min(start + 256, len(reader))))
+
+
+def _from_file(path: Path, task: str, rejected: Counter[str]) -> Iterator[Record]:
+    if task not in TASKS:
+        raise DataError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    read = None
+    for row in read_rows(path):
+        if isinstance(row, BadRow):
+            rejected[row.reason] += 1
+            continue
+        try:
+            read = read or TASKS[task](list(row), Columns())
+            conversations: list[Conversation] = read(row)
+            yield from map(featurized, conversations)
+        except RowError as error:
+            rejected[error.reason] += 1
+        except InvalidMoleculeError as error:
+            rejected[f"invalid SMILES: {error.reason}"] += 1

@@ -1,0 +1,113 @@
+"""Molecule against molecule, from SMILES: for reactions, retrosynthesis and molecule generation (MolT5, section 4)."""
+
+import functools
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rdkit import Chem, DataStructs
+from rdkit.Chem import MACCSkeys, rdFingerprintGenerator
+from tqdm import tqdm
+
+from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
+from llamo_jax.evaluation.text import corpus_bleu
+
+
+class MoleculePair(NamedTuple):
+    """How a predicted SMILES compares with its target; similarities are Tanimoto's, 0 if the prediction is invalid."""
+
+    valid: bool  # the prediction is a molecule
+    target_valid: bool
+    exact: bool  # the same InChI; where InChI has none, the same canonical SMILES
+    levenshtein: int  # characters to insert, delete or replace
+    maccs: float
+    rdk: float
+    morgan: float  # counts of circular fragments, radius 2
+
+
+def molecule_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """Scores of predicted SMILES; fractions, but for levenshtein, which is in characters.
+
+    bleu (of characters), exact, levenshtein and validity are over all rows; maccs, rdk and morgan over the rows whose
+    prediction is a valid molecule, as in MolT5's tables. `all_rows` and `valid_rows` have every score over all rows
+    (an invalid prediction has similarity 0) and over valid ones. Scores over no row at all are None.
+    """
+    pairs = [
+        compare(prediction, target)
+        for prediction, target in tqdm(
+            zip(predictions, targets, strict=True), desc="molecules", total=len(targets), unit=" rows", disable=None
+        )
+    ]
+    valid = [index for index, pair in enumerate(pairs) if pair.valid and pair.target_valid]
+    over_all = _summary(pairs, predictions, targets)
+    over_valid = _summary(
+        [pairs[index] for index in valid],
+        [predictions[index] for index in valid],
+        [targets[index] for index in valid],
+    )
+    return {
+        **{name: over_all[name] for name in ("bleu", "exact", "levenshtein")},
+        "validity": statistics.fmean(pair.valid for pair in pairs) if pairs else None,
+        **{name: over_valid[name] for name in ("maccs", "rdk", "morgan")},
+        "all_rows": {"rows": len(pairs), **over_all},
+        "valid_rows": {"rows": len(valid), **over_valid},
+        "invalid_targets": sum(not pair.target_valid for pair in pairs),
+    }
+
+
+def compare(prediction: str, target: str) -> MoleculePair:
+    """Compares two SMILES; an empty one is invalid."""
+    from rapidfuzz.distance import Levenshtein
+
+    ours, theirs = _fingerprints(prediction.strip()), _fingerprints(target.strip())
+    distance = Levenshtein.distance(prediction, target)
+    if ours is None or theirs is None:
+        return MoleculePair(ours is not None, theirs is not None, False, distance, 0.0, 0.0, 0.0)
+    return MoleculePair(
+        valid=True,
+        target_valid=True,
+        exact=ours.identity == theirs.identity,
+        levenshtein=distance,
+        maccs=DataStructs.TanimotoSimilarity(ours.maccs, theirs.maccs),
+        rdk=DataStructs.TanimotoSimilarity(ours.rdk, theirs.rdk),
+        morgan=DataStructs.TanimotoSimilarity(ours.morgan, theirs.morgan),
+    )
+
+
+def _summary(pairs: Sequence[MoleculePair], predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    names = ("exact", "levenshtein", "maccs", "rdk", "morgan")
+    means = {name: statistics.fmean(getattr(pair, name) for pair in pairs) if pairs else None for name in names}
+    return {"bleu": _character_bleu(predictions, targets), **means}
+
+
+def _character_bleu(predictions: Sequence[str], targets: Sequence[str]) -> float | None:
+    return corpus_bleu(list(map(list, predictions)), list(map(list, targets)), (4,))[0] if targets else None
+
+
+class _Fingerprints(NamedTuple):
+    identity: str
+    maccs: Any
+    rdk: Any
+    morgan: Any
+
+
+@functools.lru_cache(maxsize=4096)  # targets repeat, and perfect predictions are their targets
+def _fingerprints(smiles: str) -> _Fingerprints | None:
+    """None if RDKit refuses the SMILES, or it has no atom."""
+    try:
+        mol = parse_smiles(smiles)
+    except InvalidMoleculeError:
+        return None
+    with quiet_rdkit():
+        identity = Chem.MolToInchi(mol) or Chem.MolToSmiles(mol)
+        return _Fingerprints(
+            identity,
+            MACCSkeys.GenMACCSKeys(mol),  # type: ignore[attr-defined]
+            Chem.RDKFingerprint(mol),
+            _morgan_generator().GetSparseCountFingerprint(mol),
+        )
+
+
+@functools.cache
+def _morgan_generator() -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=2)

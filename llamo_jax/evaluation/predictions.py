@@ -1,0 +1,71 @@
+"""Files of predictions: JSON lines of {"prediction", "target"}, and whatever else is known of a row."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from data_pipeline.errors import DataError
+from data_pipeline.files import BadRow, read_rows
+
+SHOWN = 5  # broken lines that are named one by one
+
+
+class Predictions(NamedTuple):
+    """Rows of a file, each with at least two texts, "prediction" and "target"; and why the others are none.
+
+    broken: reason → count; broken_lines: the first few, as (line, from 1, and reason).
+    """
+
+    rows: list[dict[str, Any]]
+    broken: dict[str, int]
+    broken_lines: list[tuple[int, str]]
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The rows of a .jsonl file (or .json, .csv, .tsv, .parquet with such columns); raises DataError if none is whole.
+
+    smiles, if there, may be a SMILES or a list of them; yes_probability is a number.
+    """
+    rows, broken, lines = [], Counter[str](), []
+    for number, row in enumerate(read_rows(path), start=1):
+        reason = row.reason if isinstance(row, BadRow) else _fault(row)
+        if reason:
+            broken[reason] += 1
+            lines.append((number, reason))
+        else:
+            row = cast(dict[str, Any], row)
+            rows.append({**row, "smiles": _smiles(row.get("smiles"))})
+    if not rows:
+        raise DataError(f'{path}: no row with "prediction" and "target"; {dict(broken)}')
+    return Predictions(rows, dict(broken), lines[:SHOWN])
+
+
+def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes the rows in one step: readers see the old or the new file, never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def _fault(row: dict[str, Any]) -> str | None:
+    """What is wrong with a row; None if nothing is."""
+    for key in ("prediction", "target"):
+        if key not in row:
+            return f'no "{key}"'
+        if not isinstance(row[key], str):
+            return f'"{key}" is not text'
+        try:
+            row[key].encode()
+        except UnicodeEncodeError:
+            return f'"{key}" is not valid Unicode'
+    probability = row.get("yes_probability")
+    if probability is not None and (isinstance(probability, bool) or not isinstance(probability, int | float)):
+        return '"yes_probability" is not a number'
+    return None
+
+
+def _smiles(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []

@@ -1,0 +1,214 @@
+"""Scores and answers as one page, HTML or Markdown: tables, histograms, best and worst answers with molecules."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem.Draw import rdMolDraw2D
+
+from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from llamo_jax.evaluation.scores import MOLECULE, ROW_SCORES, kind_of
+
+SHOWN = 20  # best answers, and as many worst ones
+LONGEST = 600  # characters of a text on the page
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left;
+vertical-align:top}td.number{text-align:right;font-variant-numeric:tabular-nums}img{max-width:100%}
+.text{max-width:26rem;overflow-wrap:anywhere}"""
+
+
+class Section(NamedTuple):
+    """A heading, and tables (a header and rows of text, numbers or pictures) or pictures under it."""
+
+    title: str
+    parts: list[Any]
+
+
+class Table(NamedTuple):
+    """Cells are text or Picture."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Picture(NamedTuple):
+    """An image file's content."""
+
+    content: bytes
+    kind: str  # png or svg+xml
+    name: str  # what is on it
+
+
+def write_report(path: Path, task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the page in one step; Markdown if the name ends in .md, else HTML. Both need no other file."""
+    sections = _sections(task, metrics, rows)
+    title = f"{task}: {len(rows):,} answers"
+    render = _markdown if path.suffix == ".md" else _html
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(render(title, sections), encoding="utf-8")
+    partial.replace(path)
+
+
+def _sections(task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    kind = kind_of(task)
+    name, function = ROW_SCORES[kind]
+    scores = np.array([_or_nan(function(row["prediction"], row["target"])) for row in rows], float)
+    order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
+    sections = [Section("Scores", [_score_table(metrics)]), *_nested(metrics)]
+    sections.append(Section(f"{name} by length and size", [_histograms(name, scores, rows)]))
+    unscored = len(rows) - len(order)
+    note = f" ({unscored:,} answers without a score)" if unscored else ""
+    sections.append(Section(f"Best answers by {name}{note}", [_answers(order[:SHOWN], scores, rows, kind)]))
+    sections.append(Section(f"Worst answers by {name}", [_answers(order[::-1][:SHOWN], scores, rows, kind)]))
+    return sections
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _score_table(values: Mapping[str, Any]) -> Table:
+    plain = {name: value for name, value in values.items() if not isinstance(value, dict | list)}
+    return Table(("score", "value"), [(name, _shown(value)) for name, value in plain.items()])
+
+
+def _nested(values: Mapping[str, Any], prefix: str = "") -> list[Section]:
+    sections = []
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            sections.append(Section(prefix + name.replace("_", " "), [_score_table(value)]))
+            sections += _nested(value, f"{prefix}{name.replace('_', ' ')}: ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            header = tuple(value[0])
+            table = Table(header, [[_shown(row.get(key)) for key in header] for row in value])
+            sections.append(Section(prefix + name.replace("_", " "), [table]))
+    return sections
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not available"
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _histograms(name: str, scores: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> Picture:
+    """How many rows there are, and their mean score, by length of the target and by size of the molecule."""
+    from matplotlib.figure import Figure
+
+    sizes = {"characters of the target": np.array([len(row["target"]) for row in rows], float)}
+    atoms = np.array([_atoms(row.get("smiles") or [row["target"]]) for row in rows], float)
+    if np.isfinite(atoms).any():
+        sizes["heavy atoms of the molecule"] = atoms
+    figure = Figure(figsize=(5 * len(sizes), 3.4), layout="constrained")
+    for axes, (what, values) in zip(np.atleast_1d(figure.subplots(1, len(sizes))), sizes.items(), strict=True):
+        known = np.isfinite(values) & np.isfinite(scores)
+        if not known.any():
+            continue
+        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, 11)))
+        edges = edges if len(edges) > 1 else np.array([edges[0] - 0.5, edges[0] + 0.5])
+        place = np.clip(np.digitize(values[known], edges) - 1, 0, len(edges) - 2)
+        means = [
+            scores[known][place == index].mean() if (place == index).any() else np.nan
+            for index in range(len(edges) - 1)
+        ]
+        axes.hist(values[known], bins=40, color="#cfd8dc")
+        axes.set_xlabel(what)
+        axes.set_ylabel("rows")
+        twin = axes.twinx()
+        twin.plot((edges[:-1] + edges[1:]) / 2, means, "o-", color="#c62828")
+        twin.set_ylabel(f"mean {name}", color="#c62828")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    return Picture(content.getvalue(), "png", f"{name} by length and size")
+
+
+def _atoms(smiles: Sequence[str]) -> float:
+    try:
+        return float(sum(parse_smiles(each).GetNumHeavyAtoms() for each in smiles))
+    except InvalidMoleculeError:
+        return float("nan")
+
+
+def _answers(indices: Iterable[int], scores: np.ndarray, rows: Sequence[Mapping[str, Any]], kind: str) -> Table:
+    table = []
+    for index in indices:
+        row = rows[index]
+        cells: list[Any] = [_drawn(smiles) for smiles in list(row.get("smiles") or ())[:2]]
+        texts: list[Any] = [row["prediction"][:LONGEST], row["target"][:LONGEST]]
+        if kind == MOLECULE:
+            texts = [[text, _drawn(text)] for text in texts]
+        table.append([str(row.get("index", index)), f"{scores[index]:.3f}", cells, *texts])
+    return Table(("row", "score", "molecule", "answer", "target"), table)
+
+
+def _drawn(smiles: str) -> Picture | str:
+    """The molecule's structure; its text if RDKit refuses it."""
+    try:
+        mol = parse_smiles(smiles)
+    except InvalidMoleculeError:
+        return "no valid molecule"
+    drawer = rdMolDraw2D.MolDraw2DSVG(220, 160)
+    try:
+        rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
+    except (RuntimeError, ValueError, Chem.MolSanitizeException):
+        return smiles[:LONGEST]
+    drawer.FinishDrawing()
+    return Picture(drawer.GetDrawingText().encode(), "svg+xml", smiles)
+
+
+def _html(title: str, sections: Sequence[Section]) -> str:
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for section in sections:
+        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [_html_table(part) if isinstance(part, Table) else _html_cell(part) for part in section.parts]
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+    rows = ("".join(f'<td class="text">{_html_cell(cell)}</td>' for cell in row) for row in table.rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+
+def _html_cell(cell: Any) -> str:
+    if isinstance(cell, list):
+        return "<br>".join(map(_html_cell, cell))
+    if isinstance(cell, Picture):
+        return f'<img src="{_data_uri(cell)}" alt="{html.escape(cell.name, quote=True)}">'
+    return html.escape(cell)
+
+
+def _markdown(title: str, sections: Sequence[Section]) -> str:
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        for part in section.parts:
+            if isinstance(part, Table):
+                lines.append("| " + " | ".join(part.header) + " |")
+                lines.append("|" + "---|" * len(part.header))
+                lines += ["| " + " | ".join(map(_markdown_cell, row)) + " |" for row in part.rows]
+            else:
+                lines.append(_markdown_cell(part))
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_cell(cell: Any) -> str:
+    if isinstance(cell, list):
+        return "<br>".join(map(_markdown_cell, cell))
+    if isinstance(cell, Picture):
+        return f'<img src="{_data_uri(cell)}" alt="{html.escape(cell.name, quote=True)}">'
+    return html.escape(cell, quote=False).replace("|", "\\|").replace("\n", "<br>").replace("\r", "")
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:image/{picture.kind};base64,{base64.b64encode(picture.content).decode()}"

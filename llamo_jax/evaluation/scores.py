@@ -1,0 +1,70 @@
+"""The scores of each task, and of each row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from data_pipeline.errors import DataError
+from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, yes_in
+from llamo_jax.evaluation.claims import hallucination_scores
+from llamo_jax.evaluation.metric_tokenizer import MetricTokenizer
+from llamo_jax.evaluation.molecules import compare, molecule_scores
+from llamo_jax.evaluation.text import rouge_l, text_scores
+
+TEXT, MOLECULE, NUMBER, YES_NO = "text", "molecule", "number", "yes_no"
+
+KINDS = {
+    "description": TEXT,
+    "iupac_name": TEXT,
+    "instruction": TEXT,
+    "forward_reaction": MOLECULE,
+    "retrosynthesis": MOLECULE,
+    "molecule_generation": MOLECULE,
+    "property_regression": NUMBER,
+    "property_classification": YES_NO,
+}
+"""What the answers of a task are."""
+
+Row = Mapping[str, Any]
+
+
+def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[str, Any]:
+    """All scores of a task's rows {"prediction", "target"}; see the modules of each kind of answer.
+
+    Text that comes with its molecule ("smiles") is also searched for claims that the molecule disproves. tokenizer:
+    for text. Raises DataError if there is no such task.
+    """
+    predictions, targets = [row["prediction"] for row in rows], [row["target"] for row in rows]
+    kind = kind_of(task)
+    if kind == MOLECULE:
+        return molecule_scores(predictions, targets)
+    if kind == NUMBER:
+        return regression_scores(predictions, targets)
+    if kind == YES_NO:
+        return classification_scores(predictions, targets, [row.get("yes_probability") for row in rows])
+    scores = text_scores(predictions, targets, tokenizer)
+    scores["exact"] = sum(p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)) / len(rows)
+    described = [(row["prediction"], row["smiles"][0]) for row in rows if len(row.get("smiles") or ()) == 1]
+    if task == "description" and described:
+        scores["hallucination"] = hallucination_scores(*zip(*described, strict=True))
+    return scores
+
+
+def kind_of(task: str) -> str:
+    """What a task's answers are: one of TEXT, MOLECULE, NUMBER, YES_NO; raises DataError."""
+    if task not in KINDS:
+        raise DataError(f"unknown task {task!r}; known: {', '.join(KINDS)}")
+    return KINDS[task]
+
+
+def _near(prediction: str, target: str) -> float | None:
+    ours, theirs = number_in(prediction), number_in(target)
+    return None if ours is None or theirs is None else -abs(ours - theirs)
+
+
+ROW_SCORES: dict[str, tuple[str, Callable[[str, str], float | None]]] = {
+    TEXT: ("ROUGE-L", rouge_l),
+    MOLECULE: ("Morgan Tanimoto", lambda prediction, target: compare(prediction, target).morgan),
+    NUMBER: ("negative absolute error", _near),
+    YES_NO: ("correct", lambda prediction, target: float(yes_in(prediction) is yes_in(target))),
+}
+"""By kind of answer: the name and the function of a score of one row, higher is better; None: no such answer."""

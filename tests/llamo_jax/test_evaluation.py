@@ -1,0 +1,425 @@
+"""Scores: against published outputs and their scores, and on everything that answers can be."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import evaluate as evaluate_config
+from configs import stage1
+from data_pipeline.errors import DataError
+from data_pipeline.functional_groups import functional_groups
+from data_pipeline.molecule import parse_smiles
+from data_pipeline.records import read_records
+from llamo_jax import runs
+from llamo_jax.config import ConfigError
+from llamo_jax.evaluation import __main__ as command
+from llamo_jax.evaluation import run, wordnet
+from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, yes_in
+from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
+from llamo_jax.evaluation.examples import read_examples
+from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, load_metric_tokenizer
+from llamo_jax.evaluation.molecules import molecule_scores
+from llamo_jax.evaluation.questions import group_questions
+from llamo_jax.evaluation.report import write_report
+from llamo_jax.evaluation.scores import KINDS, score
+from llamo_jax.evaluation.text import meteor, rouge_l, rouge_scores, text_scores
+
+pytestmark = pytest.mark.xdist_group("evaluation")
+WORDS = load_metric_tokenizer("words")
+ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
+
+
+@pytest.fixture(scope="module")
+def words_net():
+    """WordNet 3.0; the package wordnet-base of Debian has it."""
+    found = wordnet.find_wordnet()
+    if found is None:
+        pytest.skip(f"needs WordNet 3.0: {wordnet.HOW_TO_INSTALL}")
+    return found
+
+
+def published(shared_data, name):
+    lines = (shared_data / "molt5_predictions" / f"molt5-small-{name}.txt").read_text().splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    key = "smiles" if name == "smiles2caption" else "description"
+    return [{key: given, "target": target, "prediction": output} for given, target, output in rows]
+
+
+def test_scores_of_published_descriptions(shared_data, words_net, tmp_path, capsys):
+    """MolT5's outputs through the command line: to four decimals what an independent evaluation gives."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in published(shared_data, "smiles2caption")))
+    vocabulary = shared_data / "tokenizers" / "scibert_scivocab_uncased_vocab.txt"
+    command.main(["--task", "description", "--predictions", str(path), "--metric_tokenizer", str(vocabulary)])
+    got = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = json.loads((shared_data / "molt5_predictions" / "scores.json").read_text())["smiles2caption"]
+    assert got["rows"] == expected["n"]
+    for name in ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor"):
+        assert round(got[name], 4) == expected[name], name
+    assert got["metric_tokenizer"] == "WordPiece (scibert_scivocab_uncased_vocab.txt)"
+    # what descriptions say of molecules they were not written for is more often wrong
+    assert 0.6 < got["hallucination"]["precision"] < 0.85
+
+
+def test_scores_of_published_molecules(shared_data):
+    rows = published(shared_data, "caption2smiles")
+    got = score("molecule_generation", rows, WORDS)
+    expected = json.loads((shared_data / "molt5_predictions" / "scores.json").read_text())["caption2smiles"]
+    for name in ("bleu", "levenshtein", "maccs", "rdk", "morgan", "validity"):
+        assert round(got[name], 4) == expected[name], name
+    assert round(got["exact"], 4) == expected["exact_inchi"]
+    valid = got["validity"] * len(rows)
+    assert got["valid_rows"]["rows"] == pytest.approx(valid)
+    for name in ("maccs", "rdk", "morgan", "exact"):
+        assert got["all_rows"][name] * len(rows) == pytest.approx(got["valid_rows"][name] * valid)
+
+
+def test_meteor_with_and_without_wordnet(shared_data, words_net):
+    tokenizer = load_metric_tokenizer(str(shared_data / "tokenizers" / "scibert_scivocab_uncased_vocab.txt"))
+    examples = json.loads((shared_data / "wordnet" / "meteor_examples.json").read_text())
+    examples = [example for example in examples if "ground_truth" in example]
+    assert examples
+
+    class NoWords:
+        def synsets(self, word):
+            return []
+
+    for example in examples:
+        pair = tokenizer.split([example["output"]]), tokenizer.split([example["ground_truth"]])
+        assert meteor(*pair, words_net)["meteor"] == pytest.approx(example["meteor_scibert_wordnet"], abs=1e-9)
+        assert meteor(*pair, NoWords())["meteor"] == pytest.approx(example["meteor_scibert_no_wordnet"], abs=1e-9)
+    toy = [["the molecule has a function as a medication".split()], ["the molecule has a role as a medicine".split()]]
+    assert meteor(*toy, words_net)["meteor"] == pytest.approx(0.87372, abs=1e-5)
+
+
+def test_missing_wordnet_is_said_and_not_scored(monkeypatch):
+    monkeypatch.setattr("llamo_jax.evaluation.text.find_wordnet", lambda: None)
+    scores = text_scores(["a b"], ["a b"], WORDS)
+    assert scores["meteor"] is None
+    assert "apt-get install wordnet-base" in scores["meteor_missing"]
+    assert scores["bleu2"] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text("ab c.", max_size=30), st.text("ab c.é", max_size=30)), min_size=1, max_size=5))
+def test_rouge_is_that_of_rouge_score(pairs):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    expected = [scorer.score(target, prediction) for prediction, target in pairs]
+    got = rouge_scores(*zip(*pairs, strict=True))
+    for name, value in got.items():
+        assert value == pytest.approx(np.mean([scores[name].fmeasure for scores in expected]), abs=1e-12)
+
+
+TARGETS = {
+    "text": ["The molecule is an ester.", "It has a benzene ring (and π-stacking), naïvely."],
+    "molecule": [ASPIRIN, "C/C=C/C.[Na+].[Cl-]"],
+    "number": ["-3.2 log mol/L", "1.5"],
+    "yes_no": ["Yes", "No"],
+}
+PERFECT = {
+    "text": {"bleu2": 1, "bleu4": 1, "rouge1": 1, "rouge2": 1, "rougeL": 1, "exact": 1},
+    "molecule": {"bleu": 1, "exact": 1, "levenshtein": 0, "validity": 1, "maccs": 1, "rdk": 1, "morgan": 1},
+    "number": {"mae": 0, "rmse": 0, "r2": 1, "answered": 1},
+    "yes_no": {"accuracy": 1, "f1": 1, "answered": 1, "yes_rate": 0.5},
+}
+EMPTY = {
+    "text": {"bleu2": 0, "bleu4": 0, "rouge1": 0, "rouge2": 0, "rougeL": 0, "exact": 0},
+    "molecule": {"bleu": 0, "exact": 0, "validity": 0, "maccs": None, "levenshtein": np.mean([21, 19])},
+    "number": {"mae": None, "answered": 0, "unparsable": 2},
+    "yes_no": {"accuracy": 0, "f1": 0, "answered": 0, "unparsable": 2},
+}
+
+
+def rows_of(predictions, targets):
+    return [{"prediction": p, "target": t, "smiles": [ASPIRIN]} for p, t in zip(predictions, targets, strict=True)]
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_perfect_empty_and_strange_answers(task, tmp_path):
+    targets = TARGETS[KINDS[task]]
+    for predictions, expected in ((targets, PERFECT), (["", ""], EMPTY)):
+        got = score(task, rows_of(predictions, targets), WORDS)
+        for name, value in expected[KINDS[task]].items():
+            assert got[name] == (value if value is None else pytest.approx(value)), name
+    rng = random.Random(0)
+    long = " ".join(rng.choice(["the", "C1CC1", "ester", "7.25", "yes"]) for _ in range(10_000))
+    strange = ["\u202e日本 \U0001f9ea \x00\ufffd C1=CC", long]
+    got = score(task, rows_of(strange, targets), WORDS)
+    numbers = [value for value in got.values() if isinstance(value, float)]
+    assert all(map(math.isfinite, numbers))
+    json.dumps(got, allow_nan=False)
+    if KINDS[task] == "text":
+        assert got["truncated"] == {"max_tokens": MAX_TOKENS, "predictions": 1, "targets": 0}
+        same = score(task, rows_of([long], [long]), WORDS)
+        assert (same["bleu4"], same["rougeL"]) == (pytest.approx(1), 1)
+    for name in ("report.html", "report.md"):
+        write_report(tmp_path / name, task, got, rows_of(strange, targets))
+        page = (tmp_path / name).read_text()
+        assert "Worst answers" in page
+        assert "http" not in page.replace("http://www.w3.org/", "").replace("https://www.w3.org/", "")
+
+
+def test_molecules_are_compared_as_molecules():
+    same = molecule_scores(["OCC", "C(C)O"], ["CCO", "CCO"])
+    assert (same["exact"], same["morgan"], same["levenshtein"]) == (1, 1, 2)
+    other = molecule_scores(["C[C@H](O)F", "CC", "not a molecule"], ["C[C@@H](O)F", "CCO", "CCO"])
+    assert other["exact"] == 0
+    assert other["validity"] == pytest.approx(2 / 3)
+    assert 0 < other["valid_rows"]["maccs"] < 1
+    assert molecule_scores(["CC"], ["C1CC"])["invalid_targets"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("-3.2 log mol/L", -3.2), ("It is \u22121.5e-3.", -1.5e-3), ("about .5", 0.5), ("logD at pH 7.4 is 2.1", 2.1),
+        ("The log10 solubility is 4", 4), ("2-methylpropane", None), ("C10H8", None), ("none", None), ("1e999", None),
+        ("12 kcal/mol", 12), ("3. It is so", 3),
+    ],
+)  # fmt: skip
+def test_the_number_of_an_answer(text, number):
+    assert number_in(text) == number
+
+
+def test_regression_counts_answers_without_a_number():
+    got = regression_scores(["1.0", "no idea", "4", "2"], ["1.5", "2", "3", "unknown"])
+    assert got["mae"] == pytest.approx(0.75)
+    assert got["rmse"] == pytest.approx(math.sqrt((0.25 + 1) / 2))
+    assert got["answered"] == pytest.approx(2 / 3)
+    assert got["unparsable"] == 1
+    mean = (1.5 + 2 + 3) / 3
+    assert got["all_rows"]["mae"] == pytest.approx((0.5 + abs(mean - 2) + 1) / 3)
+    assert got["targets_without_number"] == 1
+
+
+def test_classification():
+    assert [yes_in(text) for text in ("Yes, it has.", "No.", "It is not.", "TRUE", "maybe", "Nothing known")] == [
+        True, False, False, True, None, None,
+    ]  # fmt: skip
+    answers, targets = ["Yes", "no", "Yes", "perhaps"], ["Yes", "No", "No", "Yes"]
+    got = classification_scores(answers, targets, [0.9, 0.2, 0.4, 0.3])
+    assert (got["accuracy"], got["f1"]) == (0.5, 0.5)
+    assert got["roc_auc"] == pytest.approx(3 / 4)  # of four pairs, 0.3 against 0.4 is wrong
+    assert got["answered"] == 0.75
+    assert classification_scores(answers, targets, [0.9, 0.2, 0.4, None])["roc_auc"] is None
+    assert classification_scores(["Yes"], ["Yes"], [0.9])["roc_auc"] is None
+
+
+CLAIMS = {
+    "It carries ester and carboxylic acid groups. It includes a benzene ring.": [],
+    "It has 9 carbon and 4 oxygen atoms. It has the formula C9H8O4 and weighs 180.2 g/mol.": [],
+    "It has 1 hydrogen-bond donor and 3 acceptors. It is neutral. It has no stereocentres.": [],
+    "It has no nitro group, is aromatic and contains one ester.": [],
+    "It has a ketone group and 2 benzene rings.": ["ketone", "2 benzene"],
+    "It contains chlorine but no oxygen. It is acyclic.": ["chlorine", "no oxygen", "no ring"],
+    "The molecule is a member of pyridines. It has the formula C9H8O3.": ["pyridine", "C9H8O3 formula"],
+    # what it comes from or is not says nothing about what it has
+    "It is obtained by formal condensation of the amino group of aniline. It derives from a thiol.": [],
+}
+
+
+@pytest.mark.parametrize(("text", "false"), CLAIMS.items())
+def test_claims_are_checked_against_the_molecule(text, false):
+    from llamo_jax.evaluation.claims import _shown
+
+    assert sorted(_shown(claim) for claim in check(text, ASPIRIN).false) == sorted(false)
+
+
+def test_descriptions_written_from_facts_claim_nothing_false(embedded):
+    records = read_records(embedded / "description", "test")
+    texts = [record.conversation.messages[-1].content for record in records]
+    smiles = [record.conversation.smiles[0] for record in records]
+    scores = hallucination_scores(texts, smiles)
+    assert scores["precision"] == 1.0
+    assert scores["by_kind"]["group"]["recall"] == 1.0
+    assert scores["by_kind"]["ring"]["recall"] == 1.0
+    assert scores["claims"] > 3 * len(texts)
+    swapped = hallucination_scores(texts, smiles[::-1])
+    assert swapped["precision"] < 0.4
+    assert swapped["false_claims"] > 1000
+    assert claims_in("") == []
+
+
+def test_group_questions_are_balanced_and_true(embedded):
+    smiles = [record.conversation.smiles[0] for record in read_records(embedded / "description", "test")[:60]]
+    questions = group_questions(smiles)
+    assert [question.answer for question in questions].count("Yes") == len(questions) / 2 > 40
+    for question in questions:
+        there = question.group in functional_groups(parse_smiles(question.conversation.smiles[0]))
+        assert there == (question.answer == "Yes")
+        assert question.group in question.conversation.messages[0].content
+    assert questions == group_questions(smiles)
+
+
+def test_metric_tokenizers(shared_data, golden, tmp_path):
+    text = "The molecule is Cyclo-hexanol."
+    assert WORDS.split([text, ""]) == [["the", "molecule", "is", "cyclo", "-", "hexanol", "."], []]
+    scibert = load_metric_tokenizer(str(shared_data / "tokenizers" / "scibert_scivocab_uncased_vocab.txt"))
+    assert scibert.split([text])[0][:3] == ["the", "molecule", "is"]
+    llama = load_metric_tokenizer(str(shared_data / "tokenizers" / "llama2_tokenizer.model"))
+    folder = load_metric_tokenizer(str(golden.parent / "tokenizer_llama2"))
+    assert llama.split([text]) == folder.split([text])
+    assert llama.split([text])[0][0] == "▁The"
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    for wrong in ("nonsense", "scibert", str(tmp_path / "nowhere"), str(tmp_path / "vocab.txt")):
+        with pytest.raises(DataError, match="tokenizer"):
+            load_metric_tokenizer(wrong)
+
+
+def test_broken_lines_are_named_and_counted(tmp_path, capsys):
+    path = tmp_path / "answers.jsonl"
+    good = {"prediction": "CCO", "target": "CCO"}
+    lines = [
+        json.dumps(good),
+        "{",
+        '{"prediction": "x"}',
+        '{"prediction": 3, "target": "x"}',
+        '["x"]',
+        json.dumps(good),
+    ]
+    path.write_bytes("\n".join(lines).encode() + b'\n{"prediction": "\xff", "target": "x"}\n')
+    command.main(["--task", "forward_reaction", "--predictions", str(path)])
+    output = capsys.readouterr()
+    got = json.loads(output.out)
+    assert (got["rows"], got["exact"]) == (2, 1)
+    assert sum(got["broken_rows"].values()) == 5
+    assert f"{path}, line 2: left out: not JSON" in output.err
+    assert 'line 3: left out: no "target"' in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "description", "--predictions", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--task", "description", "--predictions", "empty.jsonl"], "no rows"),
+        (["--task", "description", "--predictions", "bad.jsonl"], 'no row with "prediction" and "target"'),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("")
+    Path("bad.jsonl").write_text("{}\n")
+    with pytest.raises(SystemExit, match=message):
+        command.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, few):
+    config = stage1.get_config("tiny")
+    config.data.source = str(few / "description")
+    config.sample_smiles = ()
+    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
+    workdir = tmp_path_factory.mktemp("evaluated") / "stage1-tiny"
+    runs.train(runs.read_config(config), workdir)
+    return workdir
+
+
+def evaluation(trained, data, **changes):
+    config = evaluate_config.get_config()
+    config.checkpoint, config.data = str(trained), str(data)
+    config.decoding.max_new_tokens = 12
+    config.graph_use = config.group_questions = 6
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return run.read_config(config)
+
+
+def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monkeypatch):
+    metrics = run.evaluate(evaluation(trained, few / "description"), tmp_path / "whole")
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == list(range(20))
+    assert metrics["rows"] == 20
+    assert metrics["graph_use"]["rows"] == 6
+    assert set(metrics["graph_use"]["change"]) == {"other", "blank"}
+    assert metrics["group_questions"]["questions"] > 4
+    assert 0 <= metrics["group_questions"]["roc_auc"] <= 1
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["decoding"]["max_new_tokens"] == 12
+    assert "<svg" not in (tmp_path / "whole" / "report.html").read_text()  # pictures are embedded as data
+    assert "data:image/svg+xml" in (tmp_path / "whole" / "report.html").read_text()
+
+    # interrupted after seven answers, in the middle of writing the eighth
+    answered = run._row
+
+    def interrupted(index, example, samples):
+        if path.exists() and path.read_text().count("\n") == 7:
+            with path.open("a") as file:
+                file.write('{"index": 19, "pred')
+            raise KeyboardInterrupt
+        return answered(index, example, samples)
+
+    path = tmp_path / "cut" / "answers.partial.jsonl"
+    monkeypatch.setattr(run, "_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
+    monkeypatch.setattr(run, "_row", answered)
+    assert path.read_text().count("\n") == 7
+    run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
+    continued = [json.loads(line) for line in (tmp_path / "cut" / "predictions.jsonl").read_text().splitlines()]
+    for ours, theirs in zip(continued, rows, strict=True):
+        assert ours.pop("score") == pytest.approx(theirs.pop("score"), abs=1e-3)  # other rows were beside it
+        assert ours == theirs
+    assert (tmp_path / "cut" / "metrics.json").read_text() == (tmp_path / "whole" / "metrics.json").read_text()
+    assert not path.exists()
+    with pytest.raises(ConfigError, match=r"holds another evaluation \(config.decoding differ\)"):
+        run.evaluate(evaluation(trained, few / "description", decoding__max_new_tokens=9), tmp_path / "cut")
+
+
+def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
+    table = tmp_path / "bbbp.csv"
+    lines = (shared_data / "property" / "bbbp.csv").read_text().splitlines()
+    table.write_text("\n".join([*lines[:13], lines[1].replace("C", "C1", 1)]))
+    config = evaluation(trained, table, task="property_classification", context="questions_only", limit=10)
+    metrics = run.evaluate(config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == metrics["rows"] == 10
+    assert all(0 < row["yes_probability"] < 1 for row in rows)
+    assert {row["target"] for row in rows} <= {"Yes", "No"}
+    assert metrics["targets_without_class"] == 0
+
+
+def test_examples_are_conversations_up_to_their_last_answer(few, tmp_path):
+    found = read_examples(few / "instruction", "instruction", "")
+    records = read_records(few / "instruction", "validation")
+    for example, record in zip(found.examples, records, strict=True):
+        assert (*example.prompt.conversation.messages, ("assistant", example.target)) == record.conversation.messages
+    table = tmp_path / "rows.csv"
+    table.write_text("smiles,description\nCCO,An alcohol.\nC1CC,Broken.\n,Nothing.\n")
+    from_file = read_examples(table, "description", "")
+    assert [example.target for example in from_file.examples] == ["An alcohol."]
+    assert sum(from_file.rejected.values()) == 2
+    table.write_text("smiles,description\nC1CC,Broken.\n")
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        read_examples(table, "description", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "config.checkpoint: give a run's workdir"),
+        (("--config.checkpoint=/nowhere",), "/nowhere is neither a training run nor a model folder"),
+        (("--config.checkpoint=/nowhere", "--config.task=poetry"), "unknown task 'poetry'"),
+        (("--config.checkpoint=/nowhere", "--config.data=/nowhere.csv"), "/nowhere.csv: no such file"),
+        (("--config.checkpoint=/nowhere", "--config.decoding.top_p=0.0"), "top_p must be above 0"),
+    ],
+)
+def test_launch_says_what_is_wrong(options, message, few, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    data = () if any("data" in option for option in options) else (f"--config.data={few / 'description'}",)
+    command_line = [sys.executable, root / "launch.py", "--config", root / "configs/evaluate.py", *options, *data]
+    result = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_rouge_l_of_nothing_is_zero():
+    assert rouge_l("", "a") == rouge_l("a", "") == rouge_l("", "") == 0
