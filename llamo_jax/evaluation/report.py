@@ -60,13 +60,13 @@ def _sections(task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str,
     name, function = ROW_SCORES[kind]
     scores = np.array([_or_nan(function(row["prediction"], row["target"])) for row in rows], float)
     order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
-    sections = [Section("Scores", [_score_table(metrics)]), *_nested(metrics)]
+    sections = [Section("Scores", [_score_table(metrics)])]
     sections.append(Section(f"{name} by length and size", [_histograms(name, scores, rows)]))
     unscored = len(rows) - len(order)
     note = f" ({unscored:,} answers without a score)" if unscored else ""
     sections.append(Section(f"Best answers by {name}{note}", [_answers(order[:SHOWN], scores, rows, kind)]))
     sections.append(Section(f"Worst answers by {name}", [_answers(order[::-1][:SHOWN], scores, rows, kind)]))
-    return sections
+    return [*sections, *_nested(metrics)]
 
 
 def _or_nan(value: float | None) -> float:
@@ -79,16 +79,22 @@ def _score_table(values: Mapping[str, Any]) -> Table:
 
 
 def _nested(values: Mapping[str, Any], prefix: str = "") -> list[Section]:
+    """A section for everything below the top: a dict is a table, and one of dicts or a list of them has columns."""
     sections = []
     for name, value in values.items():
-        if isinstance(value, dict) and value:
-            sections.append(Section(prefix + name.replace("_", " "), [_score_table(value)]))
-            sections += _nested(value, f"{prefix}{name.replace('_', ' ')}: ")
+        title = prefix + name.replace("_", " ")
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            sections.append(Section(title, [_columns([{"": key, **row} for key, row in value.items()])]))
+        elif isinstance(value, dict) and value:
+            sections += [Section(title, [_score_table(value)]), *_nested(value, f"{title}: ")]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            header = tuple(value[0])
-            table = Table(header, [[_shown(row.get(key)) for key in header] for row in value])
-            sections.append(Section(prefix + name.replace("_", " "), [table]))
+            sections.append(Section(title, [_columns(value)]))
     return sections
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> Table:
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return Table(header, [[_shown(row[key]) if key in row else "" for key in header] for row in rows])
 
 
 def _shown(value: Any) -> str:

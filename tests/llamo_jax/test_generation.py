@@ -126,6 +126,9 @@ def test_assistant_answers_alone_and_in_batches(trained):
     together = assistant.answer_batch(requests)
     assert together == [assistant.ask(**request) for request in requests]
     assert all(isinstance(answer, str) for answer in together)
+    pieces = list(assistant.stream(**requests[0]))
+    assert len(pieces) > 2
+    assert "".join(pieces).strip() == together[0]
     with pytest.raises(InvalidMoleculeError, match="C1CC"):
         assistant.ask("What is it?", smiles="C1CC")
     samples = (trained / "samples.jsonl").read_text().splitlines()
