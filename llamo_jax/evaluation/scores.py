@@ -30,8 +30,8 @@ Row = Mapping[str, Any]
 def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[str, Any]:
     """All scores of a task's rows {"prediction", "target"}; see the modules of each kind of answer.
 
-    Text that comes with its molecule ("smiles") is also searched for claims that the molecule disproves. tokenizer:
-    for text. Raises DataError if there is no such task.
+    Descriptions that come with their molecule ("smiles") are also searched for claims that the molecule disproves.
+    tokenizer: for text. Raises DataError if there is no such task.
     """
     predictions, targets = [row["prediction"] for row in rows], [row["target"] for row in rows]
     kind = kind_of(task)
@@ -43,9 +43,13 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
         return classification_scores(predictions, targets, [row.get("yes_probability") for row in rows])
     scores = text_scores(predictions, targets, tokenizer)
     scores["exact"] = sum(p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)) / len(rows)
-    described = [(row["prediction"], row["smiles"][0]) for row in rows if len(row.get("smiles") or ()) == 1]
+    described = [row for row in rows if len(row.get("smiles") or ()) == 1]
     if task == "description" and described:
-        scores["hallucination"] = hallucination_scores(*zip(*described, strict=True))
+        smiles = [row["smiles"][0] for row in described]
+        found = hallucination_scores([row["prediction"] for row in described], smiles)
+        # people's descriptions are not wholly true for our reading of them either: what a good answer can reach
+        of_targets = hallucination_scores([row["target"] for row in described], smiles)
+        scores["hallucination"] = found | {"target_precision": of_targets["precision"]}
     return scores
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
 from data_pipeline.batch import Batch
 from llamo_jax import sharding
@@ -129,7 +129,7 @@ def admit(
     arrays: DecodingArrays,
     rows: Rows,
     batch: Batch,
-    keys: Key[Array, " R"],
+    key_data: UInt32[Array, "R 2"],
     places: Int[Array, " R"],
     *,
     decoding: DecodingConfig,
@@ -137,8 +137,10 @@ def admit(
 ) -> Rows:
     """`rows` with new prompts at `places`, whatever was there; each has its first token.
 
-    The batch's R rows beyond its prompts have a place that does not exist. `rows` is donated.
+    key_data: of the keys that tokens are drawn with, as numbers, which a program of several processes can be given.
+    Of the batch's R rows, those beyond its prompts have a place that does not exist. `rows` is donated.
     """
+    keys = jax.random.wrap_key_data(key_data)
     model, length = definition.merge(arrays), batch.tokens.shape[1]
     new = _started(model, definition.layer_states(arrays), batch, keys, length, decoding, stop_ids)
     cache = map_layers(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), rows.cache, new.cache)

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -213,9 +212,8 @@ class _Engine:
         places[: len(prompts)] = [place for place, _, _ in prompts]
         data = np.zeros((count, 2), np.uint32)
         data[: len(prompts)] = [key for _, _, key in prompts]
-        keys = jax.random.wrap_key_data(jnp.asarray(data))
         batch = sharding.put_whole(batch, self._mesh)
-        self._rows = admit(*self._model, self._rows, batch, keys, places, **self._settings)
+        self._rows = admit(*self._model, self._rows, batch, data, places, **self._settings)
 
     def advance(self, tokens: int) -> tuple[Generated, np.ndarray]:
         """Up to `tokens` more for every row: the answers so far, and which are finished, on the host."""

@@ -20,7 +20,7 @@ from configs import stage1
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import ConfigError, MeshConfig, PromptConfig
+from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, PromptConfig
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert import huggingface
 from llamo_jax.convert.names import below, prefixed
@@ -519,6 +519,9 @@ def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
     theirs, ours = read_folder(tmp_path / "lm"), read_folder(tmp_path / "out")
     for name, tensor in theirs.items():  # frozen all the while
         np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
-    assert Assistant.load(tmp_path / "run", max_new_tokens=4).ask("What is it?", smiles="CCO") is not None
+    assert (
+        Assistant.load(tmp_path / "run", decoding=DecodingConfig(max_new_tokens=4)).ask("What is it?", smiles="CCO")
+        is not None
+    )
     with pytest.raises(checkpoints.CheckpointError, match="not a whole model"):
         Assistant.load(tmp_path / "base")

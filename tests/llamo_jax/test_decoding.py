@@ -188,9 +188,12 @@ def tokens_of(answers):
     return [[answer.tokens.tolist() for answer in answers[index]] for index in range(len(answers))]
 
 
-def test_rows_that_come_and_go_answer_as_alone(small):
-    """Continuous batching: three places for eleven prompts, answers of unequal length."""
+@pytest.mark.parametrize("layers_apart", [True, False])
+def test_rows_that_come_and_go_answer_as_alone(small, layers_apart, monkeypatch):
+    """Continuous batching: four places for eleven prompts, answers of unequal length."""
     model, records = small
+    if not layers_apart:  # as on GPUs and TPUs
+        monkeypatch.setattr("llamo_jax.generation.generator.for_decoding", lambda arrays, mesh: arrays)
     decoding = DecodingConfig(max_new_tokens=40, stop_ids=tuple(range(3, 12)))
     found = tokens_of(dict(generator(model, decoding, max_rows=4).generate(records)))
     alone = [tokens_of(dict(generator(model, decoding).generate([record])))[0] for record in records]
@@ -217,13 +220,24 @@ def test_samples_depend_on_seed_and_number_alone(small):
     )
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(4, 1, 2), MeshConfig(1, 8, 1)])
-def test_sharded_decoding_equals_one_device(small, mesh_config):
+def test_sharded_decoding_equals_one_device(small):
     model, records = small
-    mesh = sharding.make_mesh(mesh_config)
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
     for decoding in (DecodingConfig(max_new_tokens=6), DecodingConfig(max_new_tokens=6, num_beams=2)):
         expected = tokens_of(dict(generator(model, decoding).generate(records)))
         assert tokens_of(dict(generator(model, decoding, mesh).generate(records))) == expected
+
+
+def test_the_cache_is_divided_over_rows_and_heads(small):
+    (definition, arrays), _ = small
+    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    options = {"rows": 8, "slots": 10, "decoding": DecodingConfig(), "stop_ids": (2,)}
+    with jax.set_mesh(mesh):
+        stacked = decode.empty_rows(definition, arrays, **options).cache.keys
+        layers = decode.empty_rows(definition, for_decoding(arrays, mesh), **options).cache.values
+    assert stacked.shape == (2, 8, 4, 10, 8)
+    assert stacked.sharding.shard_shape(stacked.shape) == (2, 2, 2, 10, 8)
+    assert [layer.sharding.shard_shape(layer.shape) for layer in layers] == [(2, 2, 10, 8)] * 2
 
 
 def test_programs_are_compiled_once_for_each_bucket(small):

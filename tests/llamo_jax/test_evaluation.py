@@ -65,8 +65,8 @@ def test_scores_of_published_descriptions(shared_data, words_net, tmp_path, caps
     for name in ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor"):
         assert round(got[name], 4) == expected[name], name
     assert got["metric_tokenizer"] == "WordPiece (scibert_scivocab_uncased_vocab.txt)"
-    # what descriptions say of molecules they were not written for is more often wrong
-    assert 0.6 < got["hallucination"]["precision"] < 0.85
+    # a small model says more that is wrong than the people who wrote the targets
+    assert 0.65 < got["hallucination"]["precision"] < 0.8 < 0.85 < got["hallucination"]["target_precision"]
 
 
 def test_scores_of_published_molecules(shared_data):

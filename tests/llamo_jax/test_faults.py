@@ -254,7 +254,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
             startup = min(startup, time.monotonic() - begin)
             time.sleep(rng.uniform(0, 0.6))
         else:
-            time.sleep(rng.uniform(0, 1.3 * startup))
+            time.sleep(rng.uniform(0, 1.1 * startup))
         process.kill()
         process.join()
         reached.append(len(lines(tmp_path / "killed")))

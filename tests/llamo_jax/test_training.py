@@ -21,7 +21,7 @@ from data_pipeline.loader import BatchLoader
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import ConfigError, MeshConfig, ModelConfig, from_dict
+from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, ModelConfig, from_dict
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.models.definition import define_model, initial_arrays, statistics_names
 from llamo_jax.parameters import abstract_arrays
@@ -311,7 +311,12 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
     assert checkpoints.read_base(tmp_path / "quantized") == base
     for (step, theirs), (_, ours) in zip(losses(tmp_path / "stage2"), losses(tmp_path / "quantized"), strict=True):
         assert 0 < abs(ours - theirs) < 0.05 * theirs, step
-    assert Assistant.load(tmp_path / "quantized", max_new_tokens=4).ask("What is this?", smiles="CCO") is not None
+    assert (
+        Assistant.load(tmp_path / "quantized", decoding=DecodingConfig(max_new_tokens=4)).ask(
+            "What is this?", smiles="CCO"
+        )
+        is not None
+    )
     convert.main(["to_huggingface", "--checkpoint", str(tmp_path / "quantized"), "--output", str(tmp_path / "out")])
     with pytest.raises(ConfigError, match=r"kernel_\w+ is trained; only frozen matrices can be quantized"):
         runs.train(dataclasses.replace(config, model=small.model), tmp_path / "refused")
