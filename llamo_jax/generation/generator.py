@@ -90,11 +90,10 @@ class Generator:
             groups[prompt_bucket(len(prompt.tokens))].append(index)
         numbers = range(len(records)) if numbers is None else numbers
         for length in sorted(groups, reverse=True):  # what needs most memory first
-            with jax.set_mesh(self._mesh):
-                if self.decoding.num_beams > 1:
-                    yield from self._search(prompts, groups[length])
-                else:
-                    yield from self._sampled(prompts, groups[length], length, numbers)
+            if self.decoding.num_beams > 1:
+                yield from self._search(prompts, groups[length])
+            else:
+                yield from self._sampled(prompts, groups[length], length, numbers)
 
     def stream(self, conversation: Conversation) -> Iterator[str]:
         """The answer, piece by piece; together they are what `answer` returns. Raises InvalidMoleculeError."""
@@ -102,20 +101,16 @@ class Generator:
             yield self.answer([conversation])[0]
             return
         (prompt,) = self.encoder.encode([featurized(conversation)])
-        shown = ""
-        with jax.set_mesh(self._mesh):
-            engine = _Engine(self, sharding.batch_shards(self._mesh), prompt_bucket(len(prompt.tokens)))
-            engine.admit([(0, prompt, self._key(0, 0))])
-            while True:
-                generated, finished = engine.advance(1)
-                text = self._answer(generated, 0).text
-                # a character may need several tokens, and spaces at the end may turn out to be the last
-                if finished[0]:
-                    yield text[len(shown) :]
-                    return
-                if not text.endswith("\ufffd") and len(text) > len(shown):
-                    yield text[len(shown) :]
-                    shown = text
+        engine = _Engine(self, sharding.batch_shards(self._mesh), prompt_bucket(len(prompt.tokens)))
+        engine.admit([(0, prompt, self._key(0, 0))])
+        shown, finished = "", False
+        while not finished:
+            generated, (finished, *_) = engine.advance(1)
+            text = self._answer(generated, 0).text
+            # a character may need several tokens: until it is whole, its beginning decodes as U+FFFD
+            if len(text) > len(shown) and (finished or not text.endswith("\ufffd")):
+                yield text[len(shown) :]
+                shown = text
 
     def target_log_probabilities(self, records: Sequence[Record]) -> list[np.ndarray]:
         """For each conversation, which holds its answers: float32, the log-probability of each target token."""
@@ -160,8 +155,14 @@ class Generator:
         for start in range(0, len(indices), rows):
             chunk = indices[start : start + rows]
             batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards)
-            batch = sharding.put_whole(batch, self._mesh)
-            found = beam_search(self._definition, self._arrays, batch, decoding=self.decoding, stop_ids=self._stop_ids)
+            with jax.set_mesh(self._mesh):
+                found = beam_search(
+                    self._definition,
+                    self._arrays,
+                    sharding.put_whole(batch, self._mesh),
+                    decoding=self.decoding,
+                    stop_ids=self._stop_ids,
+                )
             tokens, scores, lengths = map(np.asarray, found)
             for row, index in enumerate(chunk):
                 yield (
@@ -193,7 +194,7 @@ class Generator:
 
 
 class _Engine:
-    """The rows of one prompt bucket, on the devices."""
+    """The rows of one prompt bucket, on the devices; the mesh is set for each call only, since callers may wait."""
 
     def __init__(self, generator: Generator, rows: int, length: int):
         self._model = (generator._definition, generator._arrays)
@@ -201,7 +202,8 @@ class _Engine:
         self._mesh = generator._mesh
         self._count = rows
         slots = length + generator.decoding.max_new_tokens
-        self._rows = empty_rows(*self._model, rows=rows, slots=slots, **self._settings)
+        with jax.set_mesh(self._mesh):
+            self._rows = empty_rows(*self._model, rows=rows, slots=slots, **self._settings)
 
     def admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]]) -> None:
         """Gives rows to (row, prompt, key's data)."""
@@ -212,10 +214,12 @@ class _Engine:
         places[: len(prompts)] = [place for place, _, _ in prompts]
         data = np.zeros((count, 2), np.uint32)
         data[: len(prompts)] = [key for _, _, key in prompts]
-        batch = sharding.put_whole(batch, self._mesh)
-        self._rows = admit(*self._model, self._rows, batch, data, places, **self._settings)
+        with jax.set_mesh(self._mesh):
+            batch = sharding.put_whole(batch, self._mesh)
+            self._rows = admit(*self._model, self._rows, batch, data, places, **self._settings)
 
     def advance(self, tokens: int) -> tuple[Generated, np.ndarray]:
         """Up to `tokens` more for every row: the answers so far, and which are finished, on the host."""
-        self._rows, generated, finished = advance(*self._model, self._rows, tokens=tokens, **self._settings)
+        with jax.set_mesh(self._mesh):
+            self._rows, generated, finished = advance(*self._model, self._rows, tokens=tokens, **self._settings)
         return jax.device_get((generated, finished))

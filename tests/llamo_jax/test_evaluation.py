@@ -377,13 +377,15 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     table = tmp_path / "bbbp.csv"
     lines = (shared_data / "property" / "bbbp.csv").read_text().splitlines()
     table.write_text("\n".join([*lines[:13], lines[1].replace("C", "C1", 1)]))
-    config = evaluation(trained, table, task="property_classification", context="questions_only", limit=10)
+    changes = {"graph_use": 0, "group_questions": 0, "limit": 10, "context": "questions_only"}
+    config = evaluation(trained, table, task="property_classification", **changes)
     metrics = run.evaluate(config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == metrics["rows"] == 10
     assert all(0 < row["yes_probability"] < 1 for row in rows)
     assert {row["target"] for row in rows} <= {"Yes", "No"}
     assert metrics["targets_without_class"] == 0
+    assert "graph_use" not in metrics
 
 
 def test_examples_are_conversations_up_to_their_last_answer(few, tmp_path):

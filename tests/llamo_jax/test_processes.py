@@ -47,9 +47,9 @@ def launch(arguments: list[str], environment: dict[str, str], log: Path) -> None
 
 
 class Job:
-    """`launch.py` in one or several processes with eight devices in all."""
+    """`launch.py` in several processes, by default with eight devices in all."""
 
-    def __init__(self, workdir: Path, few: Path, processes: int, **settings: object):
+    def __init__(self, workdir: Path, few: Path, processes: int, *, devices: int = 8, **settings: object):
         self.workdir = workdir
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ class Job:
         command = ["--config", "configs/stage1.py", "--workdir", str(workdir)]
         command += [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
         environment = {
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={8 // processes}"),
+            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices // processes}"),
             "XDG_CACHE_HOME": str(few / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_on_another_mesh(few, undis
 
 def test_a_checkpoint_of_two_processes_goes_on_in_four_on_another_mesh(few, undisturbed, survived, tmp_path):
     shutil.copytree(survived[1], tmp_path / "on")
-    job = Job(tmp_path / "on", few, 4, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    job = Job(tmp_path / "on", few, 4, devices=4, mesh__data=2, mesh__fsdp=1, mesh__tensor=2)
     assert job.wait() == [0] * 4, job.output(0)
     assert_same_curve(tmp_path / "on", undisturbed)
 
