@@ -16,7 +16,6 @@ forward pass once more. Where attention runs in a kernel, neither counts it; att
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -40,7 +39,6 @@ from llamo_jax.generation.decode import generate
 from llamo_jax.models.attention import choose_kernel
 from llamo_jax.training.program import abstract_batches, batch_shape, make_program
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 HBM_BYTES = {"v3": 16 * 2**30, "v4": 32 * 2**30, "v5e": 16 * 2**30, "v5p": 95 * 2**30, "v6e": 32 * 2**30}
 """Memory of a chip (of one of the two cores of a v3), by the beginning of the topology's name (Google Cloud's data)."""
 
@@ -96,7 +94,7 @@ def _compile(function: Any, arguments: tuple, **settings: Any) -> dict[str, Any]
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds = time.perf_counter() - start
-        return {"fits": False, "bytes_per_chip": _exhausted(str(error)), "compile_seconds": round(seconds, 1)}
+        return {"fits": False, "bytes_per_chip": hlo.exhausted(str(error)), "compile_seconds": round(seconds, 1)}
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     arguments_bytes, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -111,15 +109,6 @@ def _compile(function: Any, arguments: tuple, **settings: Any) -> dict[str, Any]
         "lower_seconds": round(lowering, 1),
         "compile_seconds": round(seconds, 1),
     }
-
-
-def _exhausted(message: str) -> dict[str, int | None]:
-    """What the compiler's message says of a program that does not fit."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-    if found is None:
-        return {"total": None}
-    used, limit = (int(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
-    return {"total": used, "limit": limit}
 
 
 def _compared(result: dict, minimal: float, scores: float, kernel: str, mesh: Mesh) -> dict[str, Any]:

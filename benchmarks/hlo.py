@@ -219,3 +219,21 @@ def _sum(parts: list[tuple[int, Work]]) -> Work:
             for name, count in theirs.items():
                 ours[name] += times * count
     return Work(flops, kernels, collectives)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_EXHAUSTED = (
+    r"Used (?P<used>[\d.]+)(?P<unit>[KMGT]?) of (?P<limit>[\d.]+)(?P<limit_unit>[KMGT]?) hbm",
+    r"temporaries \((?P<used>[\d.]+)(?P<unit>[KMGT]?)\) exceeds available HBM "
+    r"\((?P<limit>[\d.]+)(?P<limit_unit>[KMGT]?)\)",
+)
+"""How the compiler says that a program does not fit: with its arguments, or its temporaries alone."""
+
+
+def exhausted(message: str) -> dict[str, int | None]:
+    """What the compiler's message says of a program that does not fit: the bytes that it needs at least, and has."""
+    found = next(filter(None, (re.search(pattern, message) for pattern in _EXHAUSTED)), None)
+    if found is None:
+        return {"total": None}
+    used, limit = (int(float(found[n]) * _UNITS[found[u]]) for n, u in (("used", "unit"), ("limit", "limit_unit")))
+    return {"total": used, "limit": limit}

@@ -114,3 +114,14 @@ def test_nothing_is_spent_on_gradients_of_frozen_weights(remat):
     assert needed * 0.95 < found < (needed + again) * 1.06
     frozen_gradients = parts["decoder_layers"].forward
     assert found + frozen_gradients > (needed + again) * 1.06  # the bound would notice them
+
+
+def test_programs_that_do_not_fit_say_what_they_need():
+    whole = "RESOURCE_EXHAUSTED: ... Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G."
+    assert hlo.exhausted(whole) == {"total": int(17.5 * 2**30), "limit": int(15.75 * 2**30)}
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (129.98G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert hlo.exhausted(temporaries) == {"total": int(129.98 * 2**30), "limit": int(15.75 * 2**30)}
+    assert hlo.exhausted("RESOURCE_EXHAUSTED: other words") == {"total": None}
