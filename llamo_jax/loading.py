@@ -51,7 +51,7 @@ def decoding_mesh(definition: ModelDefinition, model: ModelConfig, tensor: int =
     devices = jax.devices()
     if tensor:
         return sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
-    memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     for tensor in [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]:
         mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
         try:
