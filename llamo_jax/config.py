@@ -145,6 +145,7 @@ class DecodingConfig:
             "top_k must not be negative": self.top_k >= 0,
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "repetition_penalty must be above 0": self.repetition_penalty > 0,
+            "seed must be between 0 and 2**32 - 1": 0 <= self.seed < 2**32,
             "num_beams and num_samples must be at least 1": min(self.num_beams, self.num_samples) >= 1,
             "beam search draws nothing: set temperature=0": self.num_beams == 1 or self.temperature == 0,
             "beam search gives num_samples of its num_beams": self.num_beams == 1 or self.num_samples <= self.num_beams,

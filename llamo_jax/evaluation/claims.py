@@ -100,7 +100,8 @@ _COUNTED = {
 }
 """Other facts of data_pipeline.describe.Facts and how texts count them."""
 
-_FORMULA = re.compile(r"\b(?:formula|is) (?:of )?((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
+# after "is" with a digit only: "is ATP" is a name
+_FORMULA = re.compile(r"\b(?:formula (?:of )?|is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
 _STATED = {
     r"\bis acyclic\b": (RING, "ring", 0),
     r"\bis aromatic\b": (RING, "aromatic ring", None),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rdkit import Chem, DataStructs
-from rdkit.Chem import MACCSkeys, rdFingerprintGenerator
+from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 from tqdm import tqdm
 
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
@@ -102,7 +102,7 @@ def _fingerprints(smiles: str) -> _Fingerprints | None:
         identity = Chem.MolToInchi(mol) or Chem.MolToSmiles(mol)
         return _Fingerprints(
             identity,
-            MACCSkeys.GenMACCSKeys(mol),  # type: ignore[attr-defined]
+            rdMolDescriptors.GetMACCSKeysFingerprint(mol),
             Chem.RDKFingerprint(mol),
             _morgan_generator().GetSparseCountFingerprint(mol),
         )

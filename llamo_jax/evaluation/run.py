@@ -151,18 +151,19 @@ def _answers(
 
 
 def _read_done(workdir: Path) -> dict[int, dict[str, Any]]:
-    """The rows of an interrupted evaluation by index; a line that was cut short is answered again."""
-    if not _partial(workdir).is_file():
-        path = workdir / "predictions.jsonl"  # a finished evaluation is scored again, not answered again
-        return {row["index"]: row for row in map(json.loads, path.read_text().splitlines())} if path.is_file() else {}
-    done = {}
-    lines = _partial(workdir).read_text(encoding="utf-8").splitlines(keepends=True)
-    for line in lines:
-        if line.endswith("\n"):
-            row = json.loads(line)
-            done[row["index"]] = row
-    if lines and not lines[-1].endswith("\n") and distributed.is_main():
-        write_predictions(_partial(workdir), list(done.values()))
+    """The rows that are answered, by index: of a finished evaluation, and of an interrupted one.
+
+    A line that was cut short is left out, and away.
+    """
+    done: dict[int, dict[str, Any]] = {}
+    for path in (workdir / "predictions.jsonl", _partial(workdir)):
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="\n") as file:  # texts may hold other ends of lines
+            lines = list(file)
+        done |= {row["index"]: row for row in (json.loads(line) for line in lines if line.endswith("\n"))}
+        if lines and not lines[-1].endswith("\n") and distributed.is_main():
+            write_predictions(path, list(done.values()))
     return done
 
 

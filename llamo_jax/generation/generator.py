@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 class Generator:
     """A model, its weights on a mesh, and its prompt encoder.
 
-    decoding: how answers are chosen, unless a call says otherwise. max_rows: decoded side by side.
+    decoding: how answers are chosen. max_rows: how many are decoded side by side.
     """
 
     def __init__(

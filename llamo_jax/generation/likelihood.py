@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from data_pipeline.batch import Batch, EncodedConversation
-from llamo_jax import sharding
+from llamo_jax import distributed, sharding
 from llamo_jax.generation.decode import replicated
 from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models.definition import DecodingArrays, ModelDefinition
@@ -35,7 +35,9 @@ def target_log_probabilities(
     # neighbours in length share a batch, so that little is padding
     order = sorted(range(len(conversations)), key=lambda index: len(conversations[index].tokens))
     with jax.set_mesh(mesh):
-        for start in tqdm(range(0, len(order), rows), desc="log-likelihoods", unit=" batches", disable=None):
+        starts = range(0, len(order), rows)
+        hidden = None if distributed.is_main() else True
+        for start in tqdm(starts, desc="log-likelihoods", unit=" batches", disable=hidden):
             chunk = order[start : start + rows]
             batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards)
             found = np.asarray(_log_probabilities(definition, arrays, sharding.put_whole(batch, mesh)))

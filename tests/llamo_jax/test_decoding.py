@@ -1,6 +1,7 @@
 """How answers are chosen: against Hugging Face's generate, and whatever they are decoded beside."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -160,10 +161,7 @@ class Words:
 
     stop_ids = (2,)
 
-    class tokenizer:  # noqa: N801
-        @staticmethod
-        def decode(ids):
-            return " ".join(map(str, ids))
+    tokenizer = types.SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
 
     @staticmethod
     def encode(records):
@@ -266,6 +264,7 @@ def test_log_probabilities_are_those_of_the_whole_pass(small):
         ({"num_beams": 4, "temperature": 0.5}, "beam search draws nothing"),
         ({"num_samples": 2}, "several samples need a temperature"),
         ({"top_p": 0.0}, "top_p must be above 0"),
+        ({"seed": -1}, "seed must be between 0"),
     ],
 )
 def test_decoding_that_makes_no_sense_is_refused(options, message):

@@ -27,6 +27,7 @@ from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
 from llamo_jax.evaluation.examples import read_examples
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, load_metric_tokenizer
 from llamo_jax.evaluation.molecules import molecule_scores
+from llamo_jax.evaluation.predictions import write_predictions
 from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
@@ -53,7 +54,7 @@ def published(shared_data, name):
     return [{key: given, "target": target, "prediction": output} for given, target, output in rows]
 
 
-def test_scores_of_published_descriptions(shared_data, words_net, tmp_path, capsys):
+def test_scores_of_published_descriptions(shared_data, tmp_path, capsys):
     """MolT5's outputs through the command line: to four decimals what an independent evaluation gives."""
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in published(shared_data, "smiles2caption")))
@@ -62,7 +63,7 @@ def test_scores_of_published_descriptions(shared_data, words_net, tmp_path, caps
     got = json.loads(capsys.readouterr().out.splitlines()[-1])
     expected = json.loads((shared_data / "molt5_predictions" / "scores.json").read_text())["smiles2caption"]
     assert got["rows"] == expected["n"]
-    for name in ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor"):
+    for name in ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL"):
         assert round(got[name], 4) == expected[name], name
     assert got["metric_tokenizer"] == "WordPiece (scibert_scivocab_uncased_vocab.txt)"
     # a small model says more that is wrong than the people who wrote the targets
@@ -96,6 +97,10 @@ def test_meteor_with_and_without_wordnet(shared_data, words_net):
         pair = tokenizer.split([example["output"]]), tokenizer.split([example["ground_truth"]])
         assert meteor(*pair, words_net)["meteor"] == pytest.approx(example["meteor_scibert_wordnet"], abs=1e-9)
         assert meteor(*pair, NoWords())["meteor"] == pytest.approx(example["meteor_scibert_no_wordnet"], abs=1e-9)
+    rows = published(shared_data, "smiles2caption")
+    texts = (tokenizer.split([row[key] for row in rows]) for key in ("prediction", "target"))
+    expected = json.loads((shared_data / "molt5_predictions" / "scores.json").read_text())["smiles2caption"]
+    assert round(meteor(*texts, words_net)["meteor"], 4) == expected["meteor"]
     toy = [["the molecule has a function as a medication".split()], ["the molecule has a role as a medicine".split()]]
     assert meteor(*toy, words_net)["meteor"] == pytest.approx(0.87372, abs=1e-5)
 
@@ -222,6 +227,7 @@ CLAIMS = {
     "It has no nitro group, is aromatic and contains one ester.": [],
     "It has a ketone group and 2 benzene rings.": ["ketone", "2 benzene"],
     "It contains chlorine but no oxygen. It is acyclic.": ["chlorine", "no oxygen", "no ring"],
+    "The molecule is ATP.": [],
     "The molecule is a member of pyridines. It has the formula C9H8O3.": ["pyridine", "C9H8O3 formula"],
     # what it comes from or is not says nothing about what it has
     "It is obtained by formal condensation of the amino group of aniline. It derives from a thiol.": [],
@@ -324,6 +330,12 @@ def trained(tmp_path_factory, few):
     return workdir
 
 
+def json_lines(path):
+    """Answers may hold every end of line but the one that JSON lines have."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
 def evaluation(trained, data, **changes):
     config = evaluate_config.get_config()
     config.checkpoint, config.data = str(trained), str(data)
@@ -335,7 +347,7 @@ def evaluation(trained, data, **changes):
 
 def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monkeypatch):
     metrics = run.evaluate(evaluation(trained, few / "description"), tmp_path / "whole")
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "predictions.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "whole" / "predictions.jsonl")
     assert [row["index"] for row in rows] == list(range(20))
     assert metrics["rows"] == 20
     assert metrics["graph_use"]["rows"] == 6
@@ -363,12 +375,22 @@ def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monk
     monkeypatch.setattr(run, "_row", answered)
     assert path.read_text().count("\n") == 7
     run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
-    continued = [json.loads(line) for line in (tmp_path / "cut" / "predictions.jsonl").read_text().splitlines()]
+    continued = json_lines(tmp_path / "cut" / "predictions.jsonl")
     for ours, theirs in zip(continued, rows, strict=True):
         assert ours.pop("score") == pytest.approx(theirs.pop("score"), abs=1e-3)  # other rows were beside it
         assert ours == theirs
     assert (tmp_path / "cut" / "metrics.json").read_text() == (tmp_path / "whole" / "metrics.json").read_text()
     assert not path.exists()
+    # a finished one is scored again, and not answered again: also if that is interrupted, whatever its texts hold
+    finished = tmp_path / "cut" / "predictions.jsonl"
+    continued[3]["prediction"] = "a\u2028b\x85c"
+    write_predictions(finished, continued)
+    path.write_text("")
+    monkeypatch.setattr(run, "_row", None)
+    run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
+    again = json_lines(finished)
+    assert [row["index"] for row in again] == list(range(20))
+    assert again[3]["prediction"] == "a\u2028b\x85c"
     with pytest.raises(ConfigError, match=r"holds another evaluation \(config.decoding differ\)"):
         run.evaluate(evaluation(trained, few / "description", decoding__max_new_tokens=9), tmp_path / "cut")
 
@@ -380,7 +402,7 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     changes = {"graph_use": 0, "group_questions": 0, "limit": 10, "context": "questions_only"}
     config = evaluation(trained, table, task="property_classification", **changes)
     metrics = run.evaluate(config, tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    rows = json_lines(tmp_path / "run" / "predictions.jsonl")
     assert len(rows) == metrics["rows"] == 10
     assert all(0 < row["yes_probability"] < 1 for row in rows)
     assert {row["target"] for row in rows} <= {"Yes", "No"}
