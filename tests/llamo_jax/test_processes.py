@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import stage1
+from configs import evaluate, stage1
 from llamo_jax import runs
 from llamo_jax.config import Config
+from llamo_jax.evaluation import run
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # they share runs that take minutes
@@ -49,13 +50,16 @@ def launch(arguments: list[str], environment: dict[str, str], log: Path) -> None
 class Job:
     """`launch.py` in several processes, by default with eight devices in all."""
 
-    def __init__(self, workdir: Path, few: Path, processes: int, *, devices: int = 8, **settings: object):
+    def __init__(
+        self, workdir: Path, few: Path, processes: int, *, devices: int = 8, config: str = "stage1", **settings: object
+    ):
         self.workdir = workdir
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        settings = SETTINGS | {"data.source": few / "description"} | settings
-        command = ["--config", "configs/stage1.py", "--workdir", str(workdir)]
+        if config == "stage1":
+            settings = SETTINGS | {"data.source": few / "description"} | settings
+        command = ["--config", f"configs/{config}.py", "--workdir", str(workdir)]
         command += [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
         environment = {
             "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices // processes}"),
@@ -183,6 +187,30 @@ def test_a_checkpoint_of_two_processes_goes_on_in_four_on_another_mesh(few, undi
     job = Job(tmp_path / "on", few, 4, devices=4, mesh__data=2, mesh__fsdp=1, mesh__tensor=2)
     assert job.wait() == [0] * 4, job.output(0)
     assert_same_curve(tmp_path / "on", undisturbed)
+
+
+def test_two_processes_answer_like_one(few, undisturbed, tmp_path):
+    settings = {"checkpoint": str(undisturbed), "data": str(few / "description"), "graph_use": 4, "group_questions": 2}
+    decoding = {"max_new_tokens": 12}
+    job = Job(tmp_path / "two", few, 2, devices=2, config="evaluate", **settings, decoding__max_new_tokens=12)
+    assert job.wait() == [0, 0], job.output(0)
+    config = evaluate.get_config()
+    config.update(settings | {"decoding": decoding})
+    run.evaluate(run.read_config(config), tmp_path / "one")
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").open(encoding="utf-8", newline="\n")]
+        for name in ("two", "one")
+    )
+    assert [row["index"] for row in ours] == list(range(20))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.pop("score") == pytest.approx(b.pop("score"), abs=1e-3)
+        assert a == b
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one"))
+    for name in ("other", "blank"):
+        assert ours["graph_use"]["change"][name] == pytest.approx(theirs["graph_use"]["change"][name], abs=1e-4)
+    del ours["graph_use"], theirs["graph_use"]
+    assert ours.pop("group_questions") == pytest.approx(theirs.pop("group_questions"), abs=1e-4)
+    assert ours == theirs
 
 
 def test_wrong_processes_are_one_line():
