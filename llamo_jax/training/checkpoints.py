@@ -114,7 +114,14 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         policy = ocp.training.preservation_policies.LatestN(self._keep)
-        return ocp.training.Checkpointer(self.path, preservation_policy=policy, cleanup_tmp_directories=True)
+        # Replicas share the writing of large arrays; to slice a small one, another program would be compiled for it.
+        saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
+        return ocp.training.Checkpointer(
+            self.path,
+            context=ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)),
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -322,25 +329,20 @@ def load_weights_at(base: Base, abstract: Mapping[str, Any], quantize: str = "no
 
 def checksums(arrays: Mapping[str, Array]) -> dict[str, int]:
     """An exact checksum of each array; the same on every mesh, since it sums integers in any order."""
-    if not arrays:
-        return {}
-    # one program: many small ones with communication, in flight together, can wait for each other forever on CPU
-    return {name: int(value) for name, value in jax.device_get(_checksums(dict(arrays))).items()}
+    # One after the other: programs with communication that are in flight together can wait for each other forever on
+    # CPU. One program for all arrays would be compiled again for every set of them.
+    return {name: int(_checksum(array)) for name, array in arrays.items()}
 
 
 @jax.jit
-def _checksums(arrays: dict[str, Array]) -> dict[str, Array]:
+def _checksum(array: Array) -> Array:
     """uint32: the bits of all elements, each mixed with its index (multiplicative hashing), summed modulo 2^32."""
-
-    def checksum(array: Array) -> Array:
-        bits = jax.lax.bitcast_convert_type(array, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[array.dtype.itemsize])
-        index = jnp.zeros(array.shape, jnp.uint32)
-        for axis, size in enumerate(array.shape):
-            index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        mixed = (bits.astype(jnp.uint32) ^ (index * np.uint32(2654435761))) * np.uint32(2246822519)
-        return jnp.sum(mixed, dtype=jnp.uint32)
-
-    return {name: checksum(array) for name, array in arrays.items()}
+    bits = jax.lax.bitcast_convert_type(array, {4: jnp.uint32, 2: jnp.uint16, 1: jnp.uint8}[array.dtype.itemsize])
+    index = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        index = index * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    mixed = (bits.astype(jnp.uint32) ^ (index * np.uint32(2654435761))) * np.uint32(2246822519)
+    return jnp.sum(mixed, dtype=jnp.uint32)
 
 
 def _first_line(error: BaseException) -> str:
