@@ -1,5 +1,7 @@
 """What several tests need: small models, asymmetric batches, golden files as our types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,12 +110,19 @@ def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:
     from llamo_jax.models.definition import define_model
 
     arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
-    keys = jax.random.split(jax.random.key(seed + 1), len(arrays))
-    noise = {name: 0.05 * jax.random.normal(key, arrays[name].shape) for name, key in zip(arrays, keys, strict=True)}
+    rng = np.random.default_rng(seed + 1)
+    noise = {name: 0.05 * rng.standard_normal(array.shape, np.float32) for name, array in arrays.items()}
     noisy = {
-        name: array + (jnp.abs(noise[name]) if name.endswith("/var") else noise[name]) for name, array in arrays.items()
+        name: jnp.asarray(np.asarray(array) + (abs(noise[name]) if name.endswith("/var") else noise[name]))
+        for name, array in arrays.items()
     }
     return define_model(config), noisy
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(definition, arrays, batch: Batch) -> jax.Array:
+    """One compiled program for each shape; operations one by one would be compiled one by one."""
+    return definition.merge(arrays)(batch)[0]
 
 
 def load(module: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:

@@ -48,11 +48,11 @@ def test_more_padding_changes_nothing(definition_and_arrays, batch_statistics):
     np.testing.assert_allclose(run(arrays, large)[:, :96][real], run(arrays, small)[real], atol=1e-5)
 
 
-def test_packed_conversations_do_not_see_each_other(model):
-    packed = helpers.batch()
-    logits, _ = model(packed)
+def test_packed_conversations_do_not_see_each_other(definition_and_arrays):
+    logits = helpers.logits(*definition_and_arrays, helpers.batch())
     alone = [[conversation] for row in helpers.rows() for conversation in row]
-    expected, _ = model(jax.tree.map(jnp.asarray, collate(alone, BatchShape(len(alone), 1, helpers.ROW))))
+    batch = jax.tree.map(jnp.asarray, collate(alone, BatchShape(len(alone), 1, helpers.ROW)))
+    expected = helpers.logits(*definition_and_arrays, batch)
     number = 0
     for index, conversations in enumerate(helpers.rows()):
         start = 0
@@ -63,9 +63,9 @@ def test_packed_conversations_do_not_see_each_other(model):
             number += 1
 
 
-def test_molecules_on_other_shards_give_the_same(model):
-    expected, _ = model(helpers.batch(1))
-    got, _ = model(helpers.batch(4))
+def test_molecules_on_other_shards_give_the_same(definition_and_arrays):
+    expected = helpers.logits(*definition_and_arrays, helpers.batch(1))
+    got = helpers.logits(*definition_and_arrays, helpers.batch(4))
     real = np.asarray(helpers.batch().segments) > 0
     np.testing.assert_allclose(got[real], expected[real], atol=2e-5)
 
@@ -227,8 +227,8 @@ def test_quantized_decoder_is_near_the_whole_one(kind, error):
     values = converted["language_model/layers/gate/kernel_values"]
     assert values.dtype == (jnp.int8 if kind == "int8" else jnp.uint4)
     batch = helpers.batch()
-    expected, _ = whole.merge(arrays).hidden_states(batch)
-    got, _ = small.merge(converted).hidden_states(batch)
+    hidden = jax.jit(lambda definition, arrays: definition.merge(arrays).hidden_states(batch)[0], static_argnums=0)
+    expected, got = hidden(whole, arrays), hidden(small, converted)
     real = (batch.segments > 0)[..., None].astype(jnp.float32)
     difference = float(jnp.linalg.norm((got - expected) * real) / jnp.linalg.norm(expected * real))
     assert 1e-4 < difference < error
