@@ -1,6 +1,8 @@
 """What several tests need: small models, asymmetric batches, golden files as our types."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +131,9 @@ def load(module: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
     """The module with these arrays, strictly."""
     graphdef, state = nnx.split(module)
     return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
+
+
+def json_lines(path: Path) -> list[dict]:
+    """Answers may hold every end of line but the one that JSON lines have."""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]

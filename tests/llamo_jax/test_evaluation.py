@@ -32,6 +32,7 @@ from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
 from llamo_jax.evaluation.text import meteor, rouge_l, rouge_scores, text_scores
+from tests import helpers
 
 pytestmark = pytest.mark.xdist_group("evaluation")
 WORDS = load_metric_tokenizer("words")
@@ -330,12 +331,6 @@ def trained(tmp_path_factory, few):
     return workdir
 
 
-def json_lines(path):
-    """Answers may hold every end of line but the one that JSON lines have."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file]
-
-
 def evaluation(trained, data, **changes):
     config = evaluate_config.get_config()
     config.checkpoint, config.data = str(trained), str(data)
@@ -347,7 +342,7 @@ def evaluation(trained, data, **changes):
 
 def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monkeypatch):
     metrics = run.evaluate(evaluation(trained, few / "description"), tmp_path / "whole")
-    rows = json_lines(tmp_path / "whole" / "predictions.jsonl")
+    rows = helpers.json_lines(tmp_path / "whole" / "predictions.jsonl")
     assert [row["index"] for row in rows] == list(range(20))
     assert metrics["rows"] == 20
     assert metrics["graph_use"]["rows"] == 6
@@ -375,7 +370,7 @@ def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monk
     monkeypatch.setattr(run, "_row", answered)
     assert path.read_text().count("\n") == 7
     run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
-    continued = json_lines(tmp_path / "cut" / "predictions.jsonl")
+    continued = helpers.json_lines(tmp_path / "cut" / "predictions.jsonl")
     for ours, theirs in zip(continued, rows, strict=True):
         assert ours.pop("score") == pytest.approx(theirs.pop("score"), abs=1e-3)  # other rows were beside it
         assert ours == theirs
@@ -388,7 +383,7 @@ def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monk
     path.write_text("")
     monkeypatch.setattr(run, "_row", None)
     run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
-    again = json_lines(finished)
+    again = helpers.json_lines(finished)
     assert [row["index"] for row in again] == list(range(20))
     assert again[3]["prediction"] == "a\u2028b\x85c"
     with pytest.raises(ConfigError, match=r"holds another evaluation \(config.decoding differ\)"):
@@ -402,7 +397,7 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     changes = {"graph_use": 0, "group_questions": 0, "limit": 10, "context": "questions_only"}
     config = evaluation(trained, table, task="property_classification", **changes)
     metrics = run.evaluate(config, tmp_path / "run")
-    rows = json_lines(tmp_path / "run" / "predictions.jsonl")
+    rows = helpers.json_lines(tmp_path / "run" / "predictions.jsonl")
     assert len(rows) == metrics["rows"] == 10
     assert all(0 < row["yes_probability"] < 1 for row in rows)
     assert {row["target"] for row in rows} <= {"Yes", "No"}

@@ -19,6 +19,7 @@ from configs import evaluate, stage1
 from llamo_jax import runs
 from llamo_jax.config import Config
 from llamo_jax.evaluation import run
+from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # they share runs that take minutes
@@ -197,10 +198,7 @@ def test_two_processes_answer_like_one(few, undisturbed, tmp_path):
     config = evaluate.get_config()
     config.update(settings | {"decoding": decoding})
     run.evaluate(run.read_config(config), tmp_path / "one")
-    ours, theirs = (
-        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").open(encoding="utf-8", newline="\n")]
-        for name in ("two", "one")
-    )
+    ours, theirs = (helpers.json_lines(tmp_path / name / "predictions.jsonl") for name in ("two", "one"))
     assert [row["index"] for row in ours] == list(range(20))
     for a, b in zip(ours, theirs, strict=True):
         assert a.pop("score") == pytest.approx(b.pop("score"), abs=1e-3)
