@@ -36,7 +36,7 @@ def measure(config: Config, *, rows: int, prompt_tokens: int, decoding: Decoding
     abstract = abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained={})
     stop = config.model.language_model.vocab_size  # no token has this id: nothing ends early
     with jax.set_mesh(mesh):
-        arrays = for_decoding(initial_arrays(config.model, abstract, config.seed), mesh)
+        definition, arrays = for_decoding(definition, initial_arrays(config.model, abstract, config.seed), mesh)
         batch = collate_prompts(random_prompts(config, rows, prompt_tokens), rows=rows, shards=shards)
         batch = sharding.put_whole(batch, mesh)
         keys = jax.random.split(jax.random.key(decoding.seed), rows)

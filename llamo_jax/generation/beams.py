@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 
 from data_pipeline.batch import Batch
 from llamo_jax.config import DecodingConfig
-from llamo_jax.generation.decode import COMPILER_OPTIONS, Decoder, prefill, replicated, seen_tokens
+from llamo_jax.generation.decode import Decoder, prefill, replicated, seen_tokens
 from llamo_jax.generation.processing import processed
 from llamo_jax.models.definition import DecodingArrays, ModelDefinition
+from llamo_jax.models.few_rows import COMPILER_OPTIONS
 from llamo_jax.models.llama import KVCache, map_layers
 
 

@@ -20,12 +20,10 @@ from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.processing import next_token, processed
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import DecodingArrays, ModelDefinition
+from llamo_jax.models.few_rows import COMPILER_OPTIONS
 from llamo_jax.models.llama import KVCache, LlamaDecoder, map_layers
 
 T = TypeVar("T")
-
-COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""On CPU, products of few rows with a large matrix: YNNPACK, XLA's choice, does each of them on one core only."""
 
 
 class Generated(NamedTuple):

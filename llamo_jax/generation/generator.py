@@ -58,8 +58,7 @@ class Generator:
     ):
         self.encoder = encoder
         self.decoding = decoding or DecodingConfig()
-        self._definition = definition
-        self._arrays = for_decoding(arrays, mesh)
+        self._definition, self._arrays = for_decoding(definition, arrays, mesh)
         self._mesh = mesh
         self._max_rows = max_rows
         self._stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError
+from llamo_jax.models import few_rows
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
 SAVED = "attention"
@@ -83,9 +84,14 @@ def attention(
 
 
 def cached_attention(
-    q: Float[Array, "B T heads H"], k: Float[Array, "B K J H"], v: Float[Array, "B K J H"], mask: Bool[Array, "B T J"]
+    q: Float[Array, "B T heads H"],
+    k: Float[Array, "B K J H"],
+    v: Float[Array, "B K J H"],
+    mask: Bool[Array, "B T J"],
+    *,
+    reduce_few_rows: bool = False,
 ) -> Float[Array, "B T heads H"]:
-    """The same for keys and values as a cache holds them, heads first.
+    """The same for keys and values as a cache holds them, heads first. reduce_few_rows: scores by `few_rows`.
 
     Queries are brought into that order and the division by the softmax's sum comes last: on two CPU cores, forward and
     backward take half the time of `jax.nn.dot_product_attention`, which keeps the [B, T, heads, H] layout.
@@ -93,7 +99,10 @@ def cached_attention(
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
     q = (q * width**-0.5).transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # R and T share an axis
-    scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    if reduce_few_rows:
+        scores = few_rows.product(q, k)
+    else:
+        scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, -1)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))

@@ -1,6 +1,7 @@
 """Building a model's definition, and creating its arrays already sharded."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,18 @@ class ModelDefinition:
     graphdef: nnx.GraphDef
     variables: nnx.State
 
+    @functools.cached_property
+    def transposed(self) -> "ModelDefinition":
+        """The same model with its language model's matrices as [out, in]; see `for_decoding`."""
+
+        def transposed(model: LLaMo) -> LLaMo:
+            model.language_model.transpose()
+            return model
+
+        model = nnx.merge(self.graphdef, self.variables)
+        with nnx.logical_axis_rules(sharding.RULES):  # inside of jax.set_mesh, eval_shape looks them up
+            return ModelDefinition(*nnx.split(nnx.eval_shape(transposed, model)))
+
     def names(self) -> set[str]:
         """Paths of all arrays."""
         return {parameters.path_name(path) for path, _ in nnx.to_flat_state(self.variables)}
@@ -53,15 +66,23 @@ class ModelDefinition:
         ]
 
 
-def for_decoding(arrays: Arrays, mesh: Mesh) -> DecodingArrays:
-    """The arrays as decoding reads them fastest on these devices: on CPU, those of the decoder's layers one by one.
+def for_decoding(definition: ModelDefinition, arrays: Arrays, mesh: Mesh) -> tuple[ModelDefinition, DecodingArrays]:
+    """The model as decoding reads it fastest on these devices.
 
-    There a slice of a stacked array is a copy, which takes a third of the time of a token.
+    On a single CPU device, matrices are transposed (see few_rows) and the decoder's layers come one by one: a slice of
+    a stacked array is a copy, which takes a third of the time of a token.
     """
-    if mesh.devices.flat[0].platform != "cpu":
-        return arrays
-    prefix = parameters.path_name((*_LAYERS, ""))
-    return {name: tuple(array) if name.startswith(prefix) else array for name, array in arrays.items()}
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return definition, arrays
+    layers = parameters.path_name((*_LAYERS, ""))
+    result: dict[str, Array | tuple[Array, ...]] = {}
+    for name, array in arrays.items():
+        is_matrix = name.startswith("language_model/") and name.endswith("/kernel")
+        if name.startswith(layers):
+            result[name] = tuple(layer.T if is_matrix else layer for layer in array)
+        else:
+            result[name] = array.T if is_matrix else array
+    return definition.transposed, result
 
 
 def define_model(config: ModelConfig) -> ModelDefinition:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Key
 
 from llamo_jax import quantization
 from llamo_jax.config import LoRAConfig
+from llamo_jax.models import few_rows
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -61,6 +62,7 @@ class Linear(nnx.Module):
         quantize: str = "none",
     ):
         kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
+        self.transposed = False
         self.quantize = quantize
         if quantize == "none":
             self.kernel = kernel
@@ -85,7 +87,7 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch in_width"], dropout_key: Key[Array, ""] | None = None
     ) -> Float[Array, "*batch out_width"]:
-        y = x @ self._matrix(x.dtype)
+        y = self._product(x)
         if self.lora_a is not None and self.lora_b is not None:
             update = dropout(x, self.lora_dropout, dropout_key) @ self.lora_a[...].astype(x.dtype)
             y += self.lora_scale * (update @ self.lora_b[...].astype(x.dtype))
@@ -93,10 +95,21 @@ class Linear(nnx.Module):
             y += self.bias[...].astype(x.dtype)
         return y
 
-    def _matrix(self, dtype: jnp.dtype) -> Float[Array, "in_width out_width"]:
+    def transpose(self) -> None:
+        """Holds the kernel as [out, in] from now on, as `few_rows` reads it; a quantized one stays as it is."""
         if self.quantize == "none":
-            return self.kernel[...].astype(dtype)
-        return quantization.dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantize, dtype)
+            *stacked, in_axis, out_axis = self.kernel.get_metadata("out_sharding")
+            kernel = self.kernel[...].swapaxes(-1, -2)
+            self.kernel = nnx.Param(kernel, out_sharding=(*stacked, out_axis, in_axis), eager_sharding=False)
+            self.transposed = True
+
+    def _product(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
+        if self.transposed:
+            rows = x.reshape(-1, x.shape[-1])
+            return few_rows.product(rows, self.kernel[...]).astype(x.dtype).reshape(*x.shape[:-1], -1)
+        if self.quantize == "none":
+            return x @ self.kernel[...].astype(x.dtype)
+        return x @ quantization.dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantize, x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Key
 
 from llamo_jax import quantization, sharding
 from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
-from llamo_jax.models import layers
+from llamo_jax.models import few_rows, layers
 from llamo_jax.models.attention import SAVED, Attend, cached_attention, segment_attention
 
 ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
@@ -76,6 +76,7 @@ class LlamaDecoder(nnx.Module):
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.attention = attention
+        self.transposed = False
         embedding = (config.vocab_size, config.width)
         # As large as what the layers add to it; where it is the output matrix as well, logits must start small.
         scale = config.width**-0.5 if config.tie_embeddings else 1.0
@@ -142,7 +143,7 @@ class LlamaDecoder(nnx.Module):
 
         def run(x: Array, layer_state: nnx.State, remember: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
             def attend(q: Array, k: Array, v: Array) -> Array:
-                return cached_attention(q, *remember(k, v), mask)
+                return cached_attention(q, *remember(k, v), mask, reduce_few_rows=self.transposed)
 
             return sharding.constrain_rows(nnx.merge(graphdef, layer_state)(x, cos, sin, attend, None))
 
@@ -182,11 +183,22 @@ class LlamaDecoder(nnx.Module):
 
     def head(self) -> Float[Array, "D V"]:
         """The matrix from hidden states to logits, in its own dtype."""
-        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+        if self.lm_head is None:
+            return self.embedding[...].T
+        return self.lm_head.kernel[...].T if self.transposed else self.lm_head.kernel[...]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """float32 logits over the vocabulary."""
+        if self.transposed:
+            return few_rows.product(hidden, self.head().T)
         return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def transpose(self) -> None:
+        """Holds all matrices as [out, in] from now on, as decoding on CPU reads them fastest (see few_rows)."""
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, layers.Linear):
+                module.transpose()
+        self.transposed = True
 
     def empty_cache(self, batch: int, length: int, *, layers_apart: bool = False) -> KVCache:
         """A cache for `batch` rows of at most `length` tokens; rows and kv heads are divided over the mesh."""

@@ -34,8 +34,7 @@ def model(golden):
     arrays = jax.tree.map(jnp.asarray, arrays)
     definition = define_model(config)
     return (
-        definition,
-        for_decoding(arrays, sharding.single_device_mesh()),
+        *for_decoding(definition, arrays, sharding.single_device_mesh()),
         LlamaForCausalLM.from_pretrained(golden / "lm_gqa").eval(),
     )
 
@@ -186,12 +185,12 @@ def tokens_of(answers):
     return [[answer.tokens.tolist() for answer in answers[index]] for index in range(len(answers))]
 
 
-@pytest.mark.parametrize("layers_apart", [True, False])
-def test_rows_that_come_and_go_answer_as_alone(small, layers_apart, monkeypatch):
+@pytest.mark.parametrize("for_cpu", [True, False])
+def test_rows_that_come_and_go_answer_as_alone(small, for_cpu, monkeypatch):
     """Continuous batching: four places for eleven prompts, answers of unequal length."""
     model, records = small
-    if not layers_apart:  # as on GPUs and TPUs
-        monkeypatch.setattr("llamo_jax.generation.generator.for_decoding", lambda arrays, mesh: arrays)
+    if not for_cpu:
+        monkeypatch.setattr("llamo_jax.generation.generator.for_decoding", lambda *arguments: arguments[:2])
     decoding = DecodingConfig(max_new_tokens=40, stop_ids=tuple(range(3, 12)))
     found = tokens_of(dict(generator(model, decoding, max_rows=4).generate(records)))
     alone = [tokens_of(dict(generator(model, decoding).generate([record])))[0] for record in records]
@@ -225,11 +224,9 @@ def test_the_cache_is_divided_over_rows_and_heads(small):
     mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
     options = {"rows": 8, "slots": 10, "decoding": DecodingConfig(), "stop_ids": (2,)}
     with jax.set_mesh(mesh):
-        stacked = decode.empty_rows(definition, arrays, **options).cache.keys
-        layers = decode.empty_rows(definition, for_decoding(arrays, mesh), **options).cache.values
-    assert stacked.shape == (2, 8, 4, 10, 8)
-    assert stacked.sharding.shard_shape(stacked.shape) == (2, 2, 2, 10, 8)
-    assert [layer.sharding.shard_shape(layer.shape) for layer in layers] == [(2, 2, 10, 8)] * 2
+        keys = decode.empty_rows(*for_decoding(definition, arrays, mesh), **options).cache.keys
+    assert keys.shape == (2, 8, 4, 10, 8)
+    assert keys.sharding.shard_shape(keys.shape) == (2, 2, 2, 10, 8)
 
 
 def test_programs_are_compiled_once_for_each_bucket(small):

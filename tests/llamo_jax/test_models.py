@@ -13,7 +13,7 @@ from flax import nnx
 from data_pipeline.batch import BatchShape, RowSize, collate
 from llamo_jax import parameters, quantization, sharding
 from llamo_jax.config import ConfigError, MeshConfig, RopeScaling
-from llamo_jax.models import LlamaDecoder
+from llamo_jax.models import LlamaDecoder, few_rows
 from llamo_jax.models.attention import attention, causal_mask, choose_kernel, splash_attention
 from llamo_jax.models.definition import define_model
 from llamo_jax.models.llama import rope_tables
@@ -127,6 +127,20 @@ def test_attention_equals_jax(kv_heads):
     mask = jax.random.bernoulli(keys[3], 0.6, (3, 7, 9)).at[:, :, 0].set(True)
     expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
     np.testing.assert_allclose(attention(q, k, v, mask), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (1, 7), (2, 16), (9, 5), (32, 24), (33, 8)])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_few_rows_are_multiplied_as_many(shape, batch):
+    rows, out = shape
+    x, matrix = (jax.random.normal(jax.random.key(out), (*batch, size, 40)) for size in shape)
+    expected = np.asarray(x, np.float64) @ np.asarray(matrix, np.float64).swapaxes(-1, -2)
+    got = jax.jit(few_rows.product, compiler_options=few_rows.COMPILER_OPTIONS)(x, matrix)
+    assert got.shape == (*batch, rows, out)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    half = few_rows.product(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, expected, atol=0.3)
 
 
 def test_cached_decoding_equals_the_full_pass(model):
