@@ -244,9 +244,8 @@ def prefill(
     batch = batch._replace(**aligned)
     lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
     graph_tokens, _ = model.encode_graphs(batch.molecules)
-    decoder = model.language_model
-    cache = decoder.empty_cache(len(lengths), slots, layers_apart=layer_states is not None)
-    hidden, cache = decoder.extend(cache, jnp.zeros_like(lengths), model.splice(batch, graph_tokens), layer_states)
+    embeddings = model.splice(batch, graph_tokens)
+    hidden, cache = model.language_model.prefill(embeddings, batch.segments, slots, layer_states)
     return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], cache, lengths
 
 

@@ -18,6 +18,9 @@ from llamo_jax.models.attention import SAVED, Attend, cached_attention, segment_
 ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
 MLP_PROJECTIONS = ("gate", "up", "down")
 
+CACHE_AXES = (sharding.BATCH_AXES, "tensor", None, None)
+"""Mesh axes of one layer's keys or values in a cache: rows and kv heads are divided."""
+
 _POLICIES = jax.checkpoint_policies
 REMATERIALISATION = {
     "dots": _POLICIES.save_from_both_policies(
@@ -121,6 +124,49 @@ class LlamaDecoder(nnx.Module):
         x, _ = jax.lax.scan(step, x, (state, keys))
         return self.norm(x)
 
+    def prefill(
+        self,
+        embeddings: Float[Array, "B T D"],
+        segments: Int[Array, "B T"],
+        slots: int,
+        layer_states: Sequence[nnx.State] | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Final hidden states of prompts, and a cache of `slots` that holds them from slot 0 on.
+
+        segments: 1 for a prompt's tokens, 0 for the padding behind them. layer_states: of the layers one by one,
+        instead of the stacked one (see ModelDefinition.layer_states); then the cache's layers are apart as well.
+        """
+        self._check_length(slots)
+        length = segments.shape[1]
+        kernel = "xla" if self.attention == "xla" else "auto"  # not every prompt has a length that training's takes
+        attend = segment_attention(kernel, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
+        cos, sin = rope_tables(np.arange(length)[None], self.config)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def in_slots(x: Float[Array, "B T K H"]) -> Float[Array, "B K slots H"]:
+            x = jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, slots - length), (0, 0)))
+            return sharding.constrain_axes(x, CACHE_AXES)
+
+        def step(x: Array, layer_state: nnx.State) -> tuple[Array, tuple[Array, Array]]:
+            kept = []
+
+            def attend_and_keep(q: Array, k: Array, v: Array) -> Array:
+                kept.append((in_slots(k), in_slots(v)))
+                return attend(q, k, v)
+
+            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend_and_keep, None)
+            return sharding.constrain_rows(x), kept[0]
+
+        x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
+        if layer_states is None:
+            x, cache = jax.lax.scan(step, x, stacked)
+            return self.norm(x), KVCache(*cache)
+        caches = []
+        for layer_state in layer_states:
+            x, cache = step(x, layer_state)
+            caches.append(cache)
+        return self.norm(x), KVCache(*zip(*caches, strict=True))
+
     def extend(
         self,
         cache: KVCache,
@@ -137,7 +183,7 @@ class LlamaDecoder(nnx.Module):
         self._check_length(slots)
         positions = start[:, None] + jnp.arange(embeddings.shape[1])
         mask = jnp.arange(slots) <= positions[..., None]
-        cos, sin = rope_tables(positions, self.config)
+        cos, sin = (table[positions] for table in rope_tables(np.arange(slots), self.config))
         rows = jnp.arange(len(start))[:, None]
         graphdef, stacked = nnx.split(self.layers)
 
@@ -204,11 +250,10 @@ class LlamaDecoder(nnx.Module):
         """A cache for `batch` rows of at most `length` tokens; rows and kv heads are divided over the mesh."""
         config = self.config
         shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_width)
-        axes = (None, sharding.BATCH_AXES, "tensor", None, None)
         if layers_apart:
-            empty = sharding.constrain_axes(jnp.zeros(shape[1:], self.compute_dtype), axes[1:])
+            empty = sharding.constrain_axes(jnp.zeros(shape[1:], self.compute_dtype), CACHE_AXES)
             return KVCache((empty,) * config.num_layers, (empty,) * config.num_layers)
-        empty = sharding.constrain_axes(jnp.zeros(shape, self.compute_dtype), axes)
+        empty = sharding.constrain_axes(jnp.zeros(shape, self.compute_dtype), (None, *CACHE_AXES))
         return KVCache(empty, empty)
 
 
@@ -240,8 +285,8 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "B T H"],
-        sin: Float[Array, "B T H"],
+        cos: Float[Array, "#B T half"],
+        sin: Float[Array, "#B T half"],
         attend: Attend,
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "B T D"]:
@@ -259,15 +304,20 @@ class DecoderLayer(nnx.Module):
 
 
 def rope_tables(
-    positions: Int[Array, "B T"], config: DecoderConfig
-) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
-    """float32 cosines and sines of the rotary angles; the two halves of H repeat (Hugging Face's half-split layout)."""
+    positions: Int[Array | np.ndarray, "*shape"], config: DecoderConfig
+) -> tuple[Float[Array, "*shape half"], Float[Array, "*shape half"]]:
+    """float32 cosines and sines of the rotary angles, H/2 for each position (Hugging Face's half-split layout).
+
+    Of numpy's positions they are constants of the program. XLA on CPU computes functions of others wherever they are
+    used, for every head of every layer.
+    """
     exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width
     frequencies = (1.0 / config.rope_theta**exponent).astype(np.float32)
     if config.rope_scaling is not None:
         frequencies = _scaled_frequencies(frequencies, config.rope_scaling)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    angles = jnp.concatenate([angles, angles], axis=-1)
+    angles = positions[..., None].astype(np.float32) * frequencies
+    if isinstance(positions, np.ndarray):
+        return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
     return jnp.cos(angles), jnp.sin(angles)
 
 
@@ -281,13 +331,13 @@ def _scaled_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.nda
 
 
 def apply_rope(
-    x: Float[Array, "B T heads H"], cos: Float[Array, "B T H"], sin: Float[Array, "B T H"]
+    x: Float[Array, "B T heads H"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Array, "B T heads H"]:
     """Rotates queries or keys, in float32: bfloat16 would round position 257 to 256."""
-    half = x.shape[-1] // 2
-    x32 = x.astype(jnp.float32)
-    rotated = jnp.concatenate([-x32[..., half:], x32[..., :half]], axis=-1)
-    return (x32 * cos[:, :, None] + rotated * sin[:, :, None]).astype(x.dtype)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def _split(x: Array, head_width: int) -> Array:

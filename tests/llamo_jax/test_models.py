@@ -149,9 +149,9 @@ def test_cached_decoding_equals_the_full_pass(model):
     positions = jnp.broadcast_to(jnp.arange(12), (2, 12))
     segments = jnp.ones((2, 12), jnp.int32)
     expected = decoder(decoder.embed(tokens), positions, segments)
-    cache = decoder.empty_cache(2, 12)
-    parts = []
-    for start, end in ((0, 5), (5, 6), (6, 12)):
+    hidden, cache = decoder.prefill(decoder.embed(tokens[:, :5]), segments[:, :5], 12)
+    parts = [hidden]
+    for start, end in ((5, 6), (6, 12)):
         part = np.s_[:, start:end]
         embeddings = decoder.embed(tokens[part])
         hidden, cache = decoder.extend(cache, jnp.full(2, start), embeddings)
@@ -164,8 +164,7 @@ def test_llama3_rope_scaling():
     scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
     config = helpers.model_config(rope_theta=500000.0, head_width=128, rope_scaling=scaling).language_model
     plain = helpers.model_config(rope_theta=500000.0, head_width=128).language_model
-    one = jnp.ones((1, 1), jnp.int32)
-    angle, angle_plain = (jnp.arctan2(*rope_tables(one, c)[::-1])[0, 0, :64] for c in (config, plain))
+    angle, angle_plain = (jnp.arctan2(*rope_tables(jnp.ones((), jnp.int32), c)[::-1]) for c in (config, plain))
     ratio = np.asarray(angle / angle_plain)
     np.testing.assert_allclose(ratio[:25], 1.0, rtol=1e-4)
     np.testing.assert_allclose(ratio[-20:], 1 / 8, rtol=1e-4)
