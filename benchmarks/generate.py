@@ -1,6 +1,7 @@
 """Speed of generation, on whatever devices there are.
 
 python -m benchmarks.generate --json                              # where the original's code was timed: see README
+python -m benchmarks.generate --beside_transformers --json        # in turns with the same decoder in PyTorch on the CPU
 python -m benchmarks.generate --preset llama2_7b --rows 32 --prompt_tokens 256 --new_tokens 128 --json
 
 Weights are random and prompts synthetic (benchmarks.synthetic). Times include the graph encoder and the prompts' way
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -22,14 +24,23 @@ from benchmarks.train_step import peak_bytes
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
 from llamo_jax.config import Config, ConfigError, DecodingConfig
+from llamo_jax.convert.huggingface import write_config
 from llamo_jax.generation.decode import generate
 from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models.definition import define_model, for_decoding, initial_arrays
 from llamo_jax.parameters import abstract_arrays
 
 
-def measure(config: Config, *, rows: int, prompt_tokens: int, decoding: DecodingConfig, repeats: int) -> dict:
-    """Times whole answers to `rows` prompts, `repeats` times after one to compile."""
+def measure(
+    config: Config,
+    *,
+    rows: int,
+    prompt_tokens: int,
+    decoding: DecodingConfig,
+    repeats: int,
+    beside: Callable[[], object] | None = None,
+) -> dict:
+    """Times whole answers to `rows` prompts, `repeats` times after one to compile; in turns with `beside`."""
     mesh = sharding.make_mesh(config.mesh)
     shards = sharding.batch_shards(mesh)
     definition = define_model(config.model)
@@ -40,27 +51,61 @@ def measure(config: Config, *, rows: int, prompt_tokens: int, decoding: Decoding
         batch = collate_prompts(random_prompts(config, rows, prompt_tokens), rows=rows, shards=shards)
         batch = sharding.put_whole(batch, mesh)
         keys = jax.random.split(jax.random.key(decoding.seed), rows)
-        seconds = []
-        for repeat in tqdm(range(repeats + 1), desc="repeats", disable=None):
+        seconds, other_seconds = [], []
+        for _ in tqdm(range(repeats + 1), desc="repeats", disable=None):
             start = time.perf_counter()
             found = generate(definition, arrays, batch, keys, decoding=decoding, stop_ids=(stop,))
             lengths = np.asarray(found.lengths)
-            if repeat:
-                seconds.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
+            if beside is not None:
+                start = time.perf_counter()
+                beside()
+                other_seconds.append(time.perf_counter() - start)
     if not np.all(lengths == decoding.max_new_tokens):
         raise RuntimeError(f"answers of {lengths} tokens, not of {decoding.max_new_tokens}")
-    median = statistics.median(seconds)
-    return {
+    median = statistics.median(seconds[1:])
+    result = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "rows": rows,
         "prompt_tokens": prompt_tokens,
         "new_tokens": decoding.max_new_tokens,
-        "seconds": {"median": median, "min": min(seconds), "max": max(seconds)},
+        "seconds": _spread(seconds[1:]),
         "new_tokens_per_second": rows * decoding.max_new_tokens / median,
         "peak_bytes": peak_bytes(),
         "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
     }
+    if beside is not None:
+        result["transformers_seconds"] = _spread(other_seconds[1:])
+        result["times_as_fast"] = result["transformers_seconds"]["median"] / median
+    return result
+
+
+def transformers_generation(config: Config, rows: int, prompt_tokens: int, new_tokens: int) -> Callable[[], object]:
+    """Greedy answers of a decoder of the same size by transformers in PyTorch, without graphs, on the CPU."""
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError('--beside_transformers needs PyTorch: pip install "llamo_jax[convert]"') from None
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    decoder = config.model.language_model
+    dtype = config.model.compute_dtype
+    described = write_config(decoder, None, jax.numpy.dtype(dtype))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**described), dtype=getattr(torch, dtype)).eval()
+    prompts = torch.randint(3, decoder.vocab_size, (rows, prompt_tokens))
+    options = {"do_sample": False, "max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0}
+
+    def answer() -> None:
+        found = model.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
+        if found.shape[1] != prompt_tokens + new_tokens:
+            raise RuntimeError(f"transformers answered with {found.shape[1] - prompt_tokens} tokens")
+
+    return answer
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,17 +117,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--beside_transformers", action="store_true", help="time transformers' greedy answers as well")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
         decoding = DecodingConfig(max_new_tokens=options.new_tokens, temperature=options.temperature)
+        config, sizes = read_options(options), (options.rows, options.prompt_tokens, options.new_tokens)
         result = measure(
-            read_options(options),
+            config,
             rows=options.rows,
             prompt_tokens=options.prompt_tokens,
             decoding=decoding,
             repeats=options.repeats,
+            beside=transformers_generation(config, *sizes) if options.beside_transformers else None,
         )
     except ConfigError as error:
         sys.exit(f"benchmarks.generate: {error}")
