@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.parity import Golden
 from data_pipeline.batch import EncodedConversation
-from llamo_jax import sharding
+from llamo_jax import quantization, sharding
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
 from llamo_jax.generation import decode, likelihood
 from llamo_jax.generation.beams import beam_search
@@ -198,6 +198,20 @@ def test_rows_that_come_and_go_answer_as_alone(small, for_cpu, monkeypatch):
     lengths = {len(answer) for (answer,) in found}
     assert len(lengths) > 3
     assert max(lengths) == 40
+
+
+@pytest.mark.parametrize(("decoder", "quantize"), [({"tie_embeddings": True}, "none"), ({}, "int8")])
+def test_the_form_for_one_cpu_answers_as_the_usual_one(decoder, quantize):
+    config = helpers.model_config(**decoder)
+    _, arrays = helpers.definition_and_arrays(config)
+    definition = define_model(dataclasses.replace(config, quantize=quantize))
+    arrays = quantization.quantize_arrays(arrays, definition.names(), quantize)
+    batch = collate_prompts([one for row in helpers.rows() for one in row][:3])
+    tokens = [
+        np.asarray(decode.greedy(*model, batch, max_new_tokens=6, eos_id=2).tokens)
+        for model in ((definition, arrays), for_decoding(definition, arrays, sharding.single_device_mesh()))
+    ]
+    np.testing.assert_array_equal(*tokens)
 
 
 def test_samples_depend_on_seed_and_number_alone(small):
