@@ -32,6 +32,11 @@ def product(
         return _reduced(x, matrix)
 
 
+def linear(x: Float[Array, "*batch in"], matrix: Float[Array, "out in"]) -> Float[Array, "*batch out"]:
+    """float32 x @ matrixᵀ of any number of rows in any shape, by the same matrix."""
+    return product(x.reshape(-1, x.shape[-1]), matrix).reshape(*x.shape[:-1], -1)
+
+
 @jax.jit
 def _reduced(x: Float[Array, "*batch rows in"], matrix: Float[Array, "*batch out in"]) -> Array:
     x, matrix = x.astype(jnp.float32), matrix.astype(x.dtype).astype(jnp.float32)

@@ -105,8 +105,7 @@ class Linear(nnx.Module):
 
     def _product(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         if self.transposed:
-            rows = x.reshape(-1, x.shape[-1])
-            return few_rows.product(rows, self.kernel[...]).astype(x.dtype).reshape(*x.shape[:-1], -1)
+            return few_rows.linear(x, self.kernel[...]).astype(x.dtype)
         if self.quantize == "none":
             return x @ self.kernel[...].astype(x.dtype)
         return x @ quantization.dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantize, x.dtype)

@@ -236,7 +236,7 @@ class LlamaDecoder(nnx.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """float32 logits over the vocabulary."""
         if self.transposed:
-            return few_rows.product(hidden, self.head().T)
+            return few_rows.linear(hidden, self.head().T)
         return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def transpose(self) -> None:

@@ -256,9 +256,12 @@ def test_programs_are_compiled_once_for_each_bucket(small):
         assert 0 < getattr(decode, name)._cache_size() - before[name] <= bound * len(buckets)
 
 
-def test_log_probabilities_are_those_of_the_whole_pass(small):
+@pytest.mark.parametrize("for_cpu", [True, False])
+def test_log_probabilities_are_those_of_the_whole_pass(small, for_cpu):
     (definition, arrays), records = small
-    found = likelihood.target_log_probabilities(definition, arrays, sharding.single_device_mesh(), records)
+    mesh = sharding.single_device_mesh()
+    model = for_decoding(definition, arrays, mesh) if for_cpu else (definition, arrays)
+    found = likelihood.target_log_probabilities(*model, mesh, records)
     for record, got in zip(records, found, strict=True):
         logits = helpers.logits(definition, arrays, jax.tree.map(jnp.asarray, collate_prompts([record])))
         every = jax.nn.log_softmax(logits[0])[: len(record.tokens) - 1]
