@@ -16,9 +16,10 @@ from llamo_jax.generation import decode, likelihood
 from llamo_jax.generation.beams import beam_search
 from llamo_jax.generation.decode import generate
 from llamo_jax.generation.generator import Generator
-from llamo_jax.generation.processing import warped
+from llamo_jax.generation.processing import most_probable, warped
 from llamo_jax.generation.prompts import collate_prompts, prompt_bucket
 from llamo_jax.models.definition import define_model, for_decoding
+from llamo_jax.models.few_rows import COMPILER_OPTIONS
 from tests import helpers
 
 pytestmark = pytest.mark.xdist_group("decoding")  # they share compiled programs
@@ -140,6 +141,14 @@ def test_warped_logits_are_those_of_transformers():
         got = np.asarray(warped(jnp.asarray(logits), decoding))
         np.testing.assert_array_equal(got < -1e30, np.isinf(expected))
         np.testing.assert_allclose(got[got > -1e30], expected[np.isfinite(expected)], rtol=1e-6)
+
+
+def test_the_most_probable_token_is_the_first_of_the_highest():
+    find = jax.jit(most_probable, compiler_options=COMPILER_OPTIONS)
+    scores = np.random.default_rng(0).integers(0, 9, (5, 4, 300)).astype(np.float32)  # every score several times
+    np.testing.assert_array_equal(find(scores), np.argmax(scores, axis=-1))
+    np.testing.assert_array_equal(find(np.full((2, 7), np.finfo(np.float32).min)), [0, 0])
+    assert 0 <= find(np.full((1, 7), np.nan))[0] < 7
 
 
 def test_padding_may_be_on_either_side(model):

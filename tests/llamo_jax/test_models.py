@@ -131,13 +131,16 @@ def test_attention_equals_jax(kv_heads):
 
 @pytest.mark.parametrize("shape", [(1, 6), (1, 7), (2, 16), (9, 5), (32, 24), (33, 8)])
 @pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_few_rows_are_multiplied_as_many(shape, batch):
+@pytest.mark.parametrize(("width", "tolerance"), [(40, 3e-6), (few_rows.CACHED + 1, 2e-5)])
+def test_few_rows_are_multiplied_as_many(shape, batch, width, tolerance):
     rows, out = shape
-    x, matrix = (jax.random.normal(jax.random.key(out), (*batch, size, 40)) for size in shape)
+    keys = jax.random.split(jax.random.key(out))
+    x = jax.random.normal(keys[0], (*batch, rows, width))
+    matrix = jax.random.normal(keys[1], (*batch, out, width)) * width**-0.5
     expected = np.asarray(x, np.float64) @ np.asarray(matrix, np.float64).swapaxes(-1, -2)
     got = jax.jit(few_rows.product, compiler_options=few_rows.COMPILER_OPTIONS)(x, matrix)
     assert got.shape == (*batch, rows, out)
-    np.testing.assert_allclose(got, expected, atol=2e-5)
+    np.testing.assert_allclose(got, expected, atol=tolerance)
     half = few_rows.product(x.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16))
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, expected, atol=0.3)
