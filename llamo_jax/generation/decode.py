@@ -246,7 +246,7 @@ def prefill(
     graph_tokens, _ = model.encode_graphs(batch.molecules)
     embeddings = model.splice(batch, graph_tokens)
     hidden, cache = model.language_model.prefill(embeddings, batch.segments, slots, layer_states)
-    return hidden[jnp.arange(len(lengths)), jnp.maximum(lengths - 1, 0)], cache, lengths
+    return hidden, cache, lengths
 
 
 def last_tokens(generated: Generated) -> Int[Array, " B"]:

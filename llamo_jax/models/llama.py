@@ -130,14 +130,15 @@ class LlamaDecoder(nnx.Module):
         segments: Int[Array, "B T"],
         slots: int,
         layer_states: Sequence[nnx.State] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Final hidden states of prompts, and a cache of `slots` that holds them from slot 0 on.
+    ) -> tuple[Float[Array, "B D"], KVCache]:
+        """The final hidden state of each prompt's last token, and a cache of `slots` that holds them from slot 0 on.
 
         segments: 1 for a prompt's tokens, 0 for the padding behind them. layer_states: of the layers one by one,
         instead of the stacked one (see ModelDefinition.layer_states); then the cache's layers are apart as well.
         """
         self._check_length(slots)
         length = segments.shape[1]
+        ends = jnp.maximum(jnp.sum(segments > 0, axis=1) - 1, 0)[:, None]
         kernel = "xla" if self.attention == "xla" else "auto"  # not every prompt has a length that training's takes
         attend = segment_attention(kernel, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
         cos, sin = rope_tables(np.arange(length)[None], self.config)
@@ -160,12 +161,23 @@ class LlamaDecoder(nnx.Module):
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
         if layer_states is None:
             x, cache = jax.lax.scan(step, x, stacked)
-            return self.norm(x), KVCache(*cache)
+            return self.norm(jnp.take_along_axis(x, ends[..., None], axis=1)[:, 0]), KVCache(*cache)
         caches = []
-        for layer_state in layer_states:
+        for layer_state in layer_states[:-1]:
             x, cache = step(x, layer_state)
             caches.append(cache)
-        return self.norm(x), KVCache(*zip(*caches, strict=True))
+
+        # of the last layer, all keys and values are needed, but only the ends' queries and what follows from them
+        last = nnx.merge(graphdef, layer_states[-1])
+        keys, values = map(in_slots, last.keys_and_values(x, cos, sin))
+        seen = jnp.arange(slots) <= ends[..., None]
+
+        def attend_to_cache(q: Array, _k: Array, _v: Array) -> Array:
+            return cached_attention(q, keys, values, seen, reduce_few_rows=self.transposed)
+
+        x = jnp.take_along_axis(x, ends[..., None], axis=1)
+        x = last(x, cos[0, ends], sin[0, ends], attend_to_cache, None)
+        return self.norm(x[:, 0]), KVCache(*zip(*caches, (keys, values), strict=True))
 
     def extend(
         self,
@@ -293,14 +305,23 @@ class DecoderLayer(nnx.Module):
         head = self.config.head_width
         h = self.attention_norm(x)
         q = apply_rope(_split(self.query(h, layers.fold_key(dropout_key, 0)), head), cos, sin)
-        k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
-        v = _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
-        attended = attend(q, k, v)
+        attended = attend(q, *self._keys_and_values(h, cos, sin, dropout_key))
         x += self.output(attended.reshape(*x.shape[:2], -1), layers.fold_key(dropout_key, 3))
         h = self.mlp_norm(x)
         gate = jax.nn.silu(self.gate(h, layers.fold_key(dropout_key, 4)))
         up = self.up(h, layers.fold_key(dropout_key, 5))
         return x + self.down(gate * up, layers.fold_key(dropout_key, 6))
+
+    def keys_and_values(
+        self, x: Float[Array, "B T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
+    ) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """What tokens are attended to by, without the rest of the layer."""
+        return self._keys_and_values(self.attention_norm(x), cos, sin, None)
+
+    def _keys_and_values(self, h: Array, cos: Array, sin: Array, dropout_key: Array | None) -> tuple[Array, Array]:
+        head = self.config.head_width
+        k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
+        return k, _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
 
 
 def rope_tables(
