@@ -114,11 +114,12 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         policy = ocp.training.preservation_policies.LatestN(self._keep)
+        context = ocp.Context()
         # Replicas share the writing of large arrays; to slice a small one, another program would be compiled for it.
-        saving = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
+        context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         return ocp.training.Checkpointer(
             self.path,
-            context=ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving)),
+            context=context,
             preservation_policy=policy,
             cleanup_tmp_directories=True,
         )
