@@ -3,19 +3,32 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 
-.PHONY: train test lint clean
+.PHONY: train check test test-all lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
 
+# Three tiers: what a change needs at once, what it needs before it is shared, and everything.
+check: lint
+	$(PYTEST) -m "not slow and not slowest"
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+	$(PYTEST) -m "not slowest"
+
+test-all: $(VENV)/.installed-test
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

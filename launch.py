@@ -45,23 +45,25 @@ def main(arguments: list[str]) -> None:
 
 
 def _train() -> None:
+    from data_pipeline import storage
     from llamo_jax import distributed, runs
 
     config = runs.read_config(_CONFIG.value)
-    state = runs.train(config, Path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
+    state = runs.train(config, storage.as_path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
     if int(state.step) < config.train.steps:
-        distributed.say(f"to continue: {_command()}")
+        distributed.log(f"to continue: {_command()}")
 
 
 def _evaluate() -> None:
+    from data_pipeline import storage
     from llamo_jax import distributed, runs
     from llamo_jax.evaluation import run
 
     runs.use_compilation_cache()
     config = run.read_config(_CONFIG.value)
-    workdir = Path(_WORKDIR.value or f"runs/evaluate-{Path(config.checkpoint).resolve().name}-{config.task}")
+    workdir = storage.as_path(_WORKDIR.value or f"runs/evaluate-{Path(config.checkpoint).resolve().name}-{config.task}")
     metrics = run.evaluate(config, workdir)
-    distributed.say(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, dict | list)}))
+    distributed.log(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, dict | list)}))
 
 
 def _command() -> str:
@@ -84,6 +86,9 @@ def _stop(message: str) -> NoReturn:
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Absl's flag parser, with one line instead of a traceback for a wrong preset or an unknown config key."""
+    if {"-h", "--help", "-help", "--helpshort"} & set(arguments):
+        _print_help()
+        sys.exit(0)
     try:
         remaining = flags.FLAGS(arguments)
         if not hasattr(_CONFIG.value, "to_dict"):
@@ -98,6 +103,22 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         if isinstance(error, KeyError):  # ml_collections: the key, and perhaps a suggestion
             sys.exit(f"launch.py: no such config key: {'. '.join(reason)}")
         sys.exit(f"launch.py: wrong flag: {reason[-1].removeprefix('ValueError: ')}")
+
+
+def _print_help() -> None:
+    """The module's docstring, the flags, and every field of the configuration with its legal values."""
+    from llamo_jax.config import field_table
+    from llamo_jax.evaluation.config import EvaluationConfig
+    from llamo_jax.training.config import Config
+
+    print(__doc__)
+    for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]), key=lambda flag: flag.name):
+        print(f"  --{flag.name}: {flag.help}")
+    for title, cls in (("stage1.py, stage2.py", Config), ("evaluate.py", EvaluationConfig)):
+        print(f"\nFields of configs/{title}:")
+        for row in field_table(cls):
+            default = f", default {row.default}" if row.default else ""
+            print(f"  --{row.path}=…  {row.legal}{default}\n      {row.description}")
 
 
 if __name__ == "__main__":

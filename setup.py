@@ -24,7 +24,9 @@ TEST = [
     "beartype>=0.22",
     "networkx>=3.4",
     "psutil>=7",
+    "setuptools>=77",  # a test builds the wheel with what is installed
 ]
+DOCS = ["mkdocs-material>=9.7", "mkdocstrings[python]>=1"]
 
 setup(
     name="llamo_jax",
@@ -34,7 +36,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["llamo_jax*", "data_pipeline*", "configs*", "benchmarks*"]),
+    # configs and benchmarks are names that others have, too: they are used from a checkout, and not installed
+    packages=find_packages(include=["llamo_jax*", "data_pipeline*"]),
+    package_data={"llamo_jax": ["py.typed"], "data_pipeline": ["py.typed"]},
     install_requires=[
         # jax 0.11 removed a class that flax 0.12 subclasses.
         "jax>=0.10.2,<0.11",
@@ -59,6 +63,8 @@ setup(
         "importlib_resources>=6",
         "ml-collections>=1.1.0",
         "absl-py>=2.3",
+        "pydantic>=2.12",
+        "filelock>=3.20",
         "jaxtyping>=0.3.3",
         "numpy>=2.1",
         "tqdm>=4.67",
@@ -77,6 +83,7 @@ setup(
         "quant": QUANT,
         "demo": ["gradio>=6"],
         "test": TEST,
-        "dev": [*TEST, "ruff>=0.14", "mypy>=1.18"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "ruff>=0.14", "mypy>=1.18"],
     },
 )

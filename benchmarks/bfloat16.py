@@ -20,10 +20,10 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import parameters, runs, sharding
-from llamo_jax.config import ModelConfig
+from llamo_jax.models import ModelConfig
 from llamo_jax.models.definition import define_model
 from llamo_jax.parameters import Arrays
-from llamo_jax.training import checkpoints
+from llamo_jax.training import checkpoints, workdir
 
 
 def compare(config: ModelConfig, arrays: Arrays, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def compare(config: ModelConfig, arrays: Arrays, batch: Batch) -> tuple[np.ndarr
 
 def measure(checkpoint: Path, batches: int) -> dict[str, Any]:
     """Means over the first batches of the run's validation split."""
-    config = checkpoints.read_config(checkpoint)
+    config = workdir.read_config(checkpoint)
     mesh = sharding.single_device_mesh()
     float32 = dataclasses.replace(config.model, frozen_dtype="float32")
     abstract = parameters.abstract_arrays(define_model(float32).variables, "float32", mesh, trained={})

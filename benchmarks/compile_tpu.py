@@ -34,9 +34,10 @@ from benchmarks.synthetic import add_options, read_options
 from data_pipeline.batch import BatchShape, collate
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
-from llamo_jax.config import Config, ConfigError, DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.decode import generate
 from llamo_jax.models.attention import choose_kernel
+from llamo_jax.training.config import Config
 from llamo_jax.training.program import abstract_batches, batch_shape, make_program
 
 HBM_BYTES = {"v3": 16 * 2**30, "v4": 32 * 2**30, "v5e": 16 * 2**30, "v5p": 95 * 2**30, "v6e": 32 * 2**30}

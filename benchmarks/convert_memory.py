@@ -20,8 +20,9 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.functional_groups import print_result
-from llamo_jax.convert.huggingface import NO_LORA, decoder_config
-from llamo_jax.convert.names import decoder_shapes, language_model_rules, to_torch
+from llamo_jax.convert.huggingface import decoder_config
+from llamo_jax.convert.names import decoder_shapes, language_model_rules
+from llamo_jax.models.torch_names import to_torch
 from llamo_jax.weights import Lazy, write_file
 
 GIGABYTE = 1 << 30
@@ -30,10 +31,10 @@ _LOAD = """
 import sys, jax
 from llamo_jax import sharding, weights
 from llamo_jax.config import MeshConfig
-from llamo_jax.model_folder import read_model
+from llamo_jax.models.folder import read_model
 stored = read_model(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", 8)
-mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
+mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
 abstract = {}
 for name, array in stored.weights.items():
     axes = [None] * (len(array.shape) - 1) + ["fsdp"]
@@ -63,7 +64,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> tuple[int, int]:
     per_layer = 2 * (2048 * 2048 * 2.5 + 3 * 2048 * 8192)
     layers = round((gigabytes * GIGABYTE - 4 * 32000 * 2048) / per_layer)
     config = decoder_config({**hf, "num_hidden_layers": max(1, layers)})
-    blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in decoder_shapes(config, NO_LORA).items()}
+    blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in decoder_shapes(config).items()}
     tensors = {name: Noise(tuple(t.shape)) for name, t in to_torch(language_model_rules(config), blank).items()}
     names = list(tensors)
     weight_map: dict[str, str] = {}

@@ -34,24 +34,23 @@ from data_pipeline.records import featurized
 from data_pipeline.tasks import TASKS, Columns
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters
-from llamo_jax.config import DecodingConfig, ModelConfig, TrainConfig, from_dict
+from llamo_jax.config import DecodingConfig, from_dict
 from llamo_jax.convert import huggingface, official, peft
 from llamo_jax.convert.names import (
+    adapted_projections,
     below,
     decoder_shapes,
-    from_torch,
-    graph_encoder_rules,
     language_model_rules,
     lora_rules,
     prefixed,
-    projector_rules,
-    to_torch,
 )
 from llamo_jax.generation.beams import Beams, beam_search
 from llamo_jax.generation.decode import Generated, greedy
 from llamo_jax.generation.prompts import collate_prompts
-from llamo_jax.models import GINEncoder, MultiLevelProjector
+from llamo_jax.models import GraphEncoder, ModelConfig
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
+from llamo_jax.models.torch_names import from_torch, to_torch
+from llamo_jax.training.config import TrainConfig
 from llamo_jax.training.loss import cross_entropy
 from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import make_optimizer, rules_of, select_trainable
@@ -250,7 +249,7 @@ def prompts_of(ids: np.ndarray, mask: np.ndarray, graphs: Sequence[GraphArrays])
     return [conversation_of(row[real], None, [graph]) for row, real, graph in rows]
 
 
-def build(module: nnx.Module, arrays: Mapping[str, Any]) -> Any:
+def build(module: Any, arrays: Mapping[str, Any]) -> Any:
     """The module with these arrays, strictly."""
     graphdef, state = nnx.split(module)
     return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
@@ -292,12 +291,12 @@ def features(golden: Golden, result: Comparison) -> None:
             result.equal(f"motifs of {name}", ours, theirs)
 
 
-def _encoded(golden: Golden, train: bool) -> tuple[Array, GINEncoder, Batch]:
+def _encoded(golden: Golden, train: bool) -> tuple[Array, GraphEncoder, Batch]:
     config, arrays = golden.model("mha")
     graphs = graphs_of(golden.npz("gin"))
     shown = conversation_of(np.zeros(2, np.int64), None, graphs)
     batch = _collated([[shown]], 2)
-    encoder = build(GINEncoder(config.graph_encoder, rngs=nnx.Rngs(0)), below("graph_encoder/", arrays))
+    encoder = build(config.graph_encoder.build(rngs=nnx.Rngs(0)), below("graph_encoder/", arrays))
     return encoder(batch.molecules.atoms, batch_statistics=train), encoder, batch
 
 
@@ -319,7 +318,7 @@ def gin_train(golden: Golden, result: Comparison) -> None:
     levels, encoder, _ = _encoded(golden, train=True)
     _levels(golden, result, levels, "train_h")
     config, _ = golden.model("mha")
-    after = to_torch(graph_encoder_rules(config.graph_encoder), parameters.flatten(nnx.state(encoder)))
+    after = to_torch(config.graph_encoder.torch_names() or (), parameters.flatten(nnx.state(encoder)))
     for name, array in after.items():
         if "running_" in name:
             result.close(name, array[...], golden.npz("gin")[f"after/{name}"], atol=2e-5)
@@ -331,7 +330,7 @@ def projector(golden: Golden, result: Comparison) -> None:
     levels, _, batch = _encoded(golden, train=False)
     expected = golden.npz("projector")
     width = config.language_model.width
-    module = MultiLevelProjector(config.projector, config.graph_encoder.width, 6, width, rngs=nnx.Rngs(0))
+    module = config.projector.build(config.graph_encoder.width, 6, width, rngs=nnx.Rngs(0))
     tokens, out = build(module, below("projector/", arrays))(levels, batch.molecules)
     count = len(expected["output"])
     result.close("before LayerNorm", out["pre_norm"][0, :count], expected["pre_layer_norm"], atol=2e-4)
@@ -425,12 +424,15 @@ def _theirs(config: ModelConfig, arrays: Mapping[str, Any]) -> dict[str, np.ndar
     """Arrays by path as the original's tensors, in float64."""
     decoder, lora = config.language_model, config.lora
     rules = {
-        "graph_model.": (graph_encoder_rules(config.graph_encoder), "graph_encoder/"),
-        "abstractor.": (projector_rules(config.projector, config.num_levels), "projector/"),
+        "graph_model.": (config.graph_encoder.torch_names() or [], "graph_encoder/"),
+        "abstractor.": (config.projector.torch_names(config.num_levels) or [], "projector/"),
     }
     if lora.rank:
         adapter = lora_rules(decoder, lora, ".default")
-        rules[LM] = ([*language_model_rules(decoder, "base_model.model.", lora.targets), *adapter], "language_model/")
+        rules[LM] = (
+            [*language_model_rules(decoder, "base_model.model.", adapted_projections(lora)), *adapter],
+            "language_model/",
+        )
     else:
         rules[LM] = (language_model_rules(decoder), "language_model/")
     tensors: dict[str, Any] = {}
@@ -589,7 +591,9 @@ def lora_merged(golden: Golden, result: Comparison) -> None:
         adapted, _ = run(config, arrays, batch)
         merged_config, base = golden.model(variant)
         decoder = config.language_model
-        tensors = huggingface.torch_tensors(decoder, config.lora, below("language_model/", arrays))
+        tensors = to_torch(
+            language_model_rules(decoder), huggingface.merged(below("language_model/", arrays), config.lora)
+        )
         merged = _from_hf(decoder, tensors)
         got, _ = run(merged_config, base | prefixed("language_model/", merged), batch)
         result.close(f"{variant} original", got[mask], golden.npz(f"full_{variant}")["merged_logits"][mask], atol=1e-3)
@@ -597,15 +601,16 @@ def lora_merged(golden: Golden, result: Comparison) -> None:
 
 
 def _from_hf(decoder: Any, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    shapes = decoder_shapes(decoder, huggingface.NO_LORA)
+    shapes = decoder_shapes(decoder)
     arrays = from_torch(language_model_rules(decoder), tensors, shapes)
     return {name: np.asarray(array[...]) for name, array in arrays.items()}
 
 
-def prompt(golden: Golden, result: Comparison) -> None:
+def prompt(golden: Golden, result: Comparison, tokenizers: Sequence[str] = ("llama2", "tiny")) -> None:
     """Token ids and labels of every record that the original itself does not get wrong, with both tokenizers."""
     folders = {"llama2": golden.folder.parent / "tokenizer_llama2", "tiny": golden.folder / "tokenizer_tiny"}
-    for name, folder in folders.items():
+    for name in tokenizers:
+        folder = folders[name]
         encoder = PromptEncoder(load_tokenizer(folder), Q, style="llama2", show_smiles=True)
         for case in filter(_well_formed, golden.json("prompt")["cases"]):
             row = {key: case[key] for key in ("smiles", "instruction", "output")}

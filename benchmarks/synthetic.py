@@ -12,7 +12,9 @@ import numpy as np
 
 from configs import stage1, stage2
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, GraphArrays, collate
-from llamo_jax.config import Config, ConfigError, from_dict
+from data_pipeline.vocabulary import MOTIF_FEATURES
+from llamo_jax.config import ConfigError, from_dict
+from llamo_jax.training.config import Config
 
 ATOMS, MOTIFS = 23, 7
 """A molecule of average size in ZINC."""
@@ -85,12 +87,12 @@ def _conversation(config: Config, length: int, rng: np.random.Generator) -> Enco
     molecule[1 : 1 + graph_tokens], query[1 : 1 + graph_tokens] = 0, np.arange(graph_tokens)
     tokens = np.where(molecule < 0, rng.integers(3, config.model.language_model.vocab_size, total), 0).astype(np.int32)
     is_target = np.arange(total) >= total - TARGETS * length // SEGMENT
-    graph = config.model.graph_encoder
-    atoms = _categories(graph.atom_cardinalities, ATOMS, rng)
-    bonds = _categories(graph.bond_cardinalities, 2 * (ATOMS - 1), rng)
+    vocabulary = config.model.graph_encoder.vocabulary
+    atoms = _categories(vocabulary.nodes, ATOMS, rng)
+    bonds = _categories(vocabulary.edges, 2 * (ATOMS - 1), rng)
     ends = np.arange(ATOMS - 1)  # a chain, each bond in both directions
     senders, receivers = np.concatenate([ends, ends + 1]), np.concatenate([ends + 1, ends])
-    motifs = rng.integers(0, 2, (MOTIFS, config.model.projector.motif_features)).astype(np.uint8)
+    motifs = rng.integers(0, 2, (MOTIFS, MOTIF_FEATURES)).astype(np.uint8)
     return EncodedConversation(
         tokens, is_target, molecule, query,
         (GraphArrays(atoms, bonds, senders.astype(np.int32), receivers.astype(np.int32), motifs),),

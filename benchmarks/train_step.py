@@ -33,8 +33,9 @@ from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
-from llamo_jax.config import Config, ConfigError
+from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import initial_arrays
+from llamo_jax.training.config import Config
 from llamo_jax.training.program import batch_shape, make_program
 
 PEAK_FLOPS = {
@@ -62,7 +63,7 @@ def measure(config: Config, *, steps: int, real_data: bool = False, profile: Pat
         if real_data:
             from llamo_jax import runs  # needs the data pipeline's libraries
 
-            _, data = runs.read_data(config, mesh)
+            _, data, _ = runs.read_data(config, mesh)
             batches = data.train.training_batches(config.seed, 0, sharding.local_shards(mesh))
         else:
             batches = itertools.cycle([random_batch(config, shape, seed) for seed in range(4)])

@@ -15,7 +15,7 @@ from llamo_jax.config import DecodingConfig, to_dict
 
 
 def get_config() -> ConfigDict:
-    """The evaluation's configuration; see llamo_jax.config.EvaluationConfig for every field."""
+    """The evaluation's configuration; see llamo_jax.evaluation.config for every field."""
     return ConfigDict(
         {
             "name": "evaluate",

@@ -4,31 +4,20 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 from llamo_jax.config import to_dict
-from llamo_jax.model_folder import is_model_folder, read_model
+from llamo_jax.models import GINConfig, MultiLevelConfig
+from llamo_jax.models.folder import is_model_folder, read_model
+
+LORA_TARGETS = ("language_model/layers/(query|value)",)
+"""What the paper adapts: queries and values of the decoder's layers."""
 
 
 def _model(*, graph_width: int, projector_depth: int, language_model: dict, compute_dtype: str, remat: str) -> dict:
     return {
-        "graph_encoder": {
-            "atom_cardinalities": ATOM_CARDINALITIES,
-            "bond_cardinalities": BOND_CARDINALITIES,
-            "width": graph_width,
-            "num_layers": 5,
-            "dropout": 0.0,
-        },
-        "projector": {
-            "motif_features": MOTIF_FEATURES,
-            "num_motif_queries": 4,
-            "num_level_queries": 4,
-            "num_heads": 4,
-            "depth": projector_depth,
-            "layer_norm_eps": 1e-5,
-            "share_level_attention": False,
-        },
+        "graph_encoder": to_dict(GINConfig.paper(width=graph_width)),
+        "projector": to_dict(MultiLevelConfig.paper(depth=projector_depth)),
         "language_model": language_model,
-        "lora": {"rank": 0, "alpha": 32.0, "dropout": 0.0, "targets": ("query", "value")},
+        "lora": {"rank": 0, "alpha": 32.0, "dropout": 0.0, "targets": LORA_TARGETS},
         "compute_dtype": compute_dtype,
         "frozen_dtype": "float32" if compute_dtype == "float32" else "bfloat16",
         "quantize": "none",
@@ -152,7 +141,7 @@ PRESETS = {
 def preset(name: str) -> ConfigDict:
     """The preset's model and data sizes; raises ValueError, naming the known ones, if there is none of that name.
 
-    A model folder (see llamo_jax.model_folder) is one as well: its model, with the sizes of the large presets.
+    A model folder (see llamo_jax.models.folder) is one as well: its model, with the sizes of the large presets.
     """
     if name in PRESETS:
         return ConfigDict({**PRESETS[name], "name": name, "init_from": ""})

@@ -19,7 +19,7 @@ _GRAPH_SIDE = (("language_model/.*", False), (".*", True))
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    """The run's configuration; see llamo_jax.config for every field."""
+    """The run's configuration; see llamo_jax.training.config for every field."""
     sizes = get_preset(preset)
     from_scratch = sizes.from_scratch
     return ConfigDict(

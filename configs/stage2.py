@@ -9,15 +9,16 @@ Trains the projector and LoRA adapters; graph encoder and language model are fro
 from ml_collections import ConfigDict
 
 from configs import stage1
+from configs.presets import LORA_TARGETS
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    """The run's configuration; see llamo_jax.config for every field."""
+    """The run's configuration; see llamo_jax.training.config for every field."""
     config = stage1.get_config(preset)
     config.name = "stage2"
     config.init_from = f"runs/stage1-{config.preset}"
     config.data.task = "instruction"
-    config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": ("query", "value")}
+    config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": LORA_TARGETS}
     config.train.steps = stage1.get_preset(preset).stage2_steps
     config.train.learning_rate = 1e-3 if preset in ("tiny", "small") else 1e-4
     config.train.trainable = ((r".*/lora_[ab]", True), ("projector/.*", True), (".*", False))

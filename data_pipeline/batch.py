@@ -7,6 +7,9 @@ Shape alphabet, used everywhere in this project:
     L GNN levels (layers + 1)            Q graph tokens per molecule
     F graph width     D model width      V vocabulary
     K kv heads        R query heads per kv head             H head width
+    J cache slots     W tokens of an answer                 Z beams of a prompt
+    A attentions side by side            P queries of one of them
+    C conversations (records)
 
 Each shard owns rows `shard * B/S … (shard + 1) * B/S - 1` and one padded `jraph.GraphsTuple` with local indices. Its
 last used slot is jraph's padding graph: it takes all padding nodes and edges, so at least one atom, one motif and one
@@ -33,6 +36,24 @@ class MoleculeGraphs(NamedTuple):
 
     atoms: jraph.GraphsTuple
     motifs: jraph.GraphsTuple
+
+    @classmethod
+    def from_smiles(cls, smiles: Sequence[str]) -> "MoleculeGraphs":
+        """The molecules in one shard (S = 1), in slots 0, 1, …, as device arrays; raises InvalidMoleculeError.
+
+        >>> molecules = MoleculeGraphs.from_smiles(["CCO", "C"])
+        >>> molecules.atoms.n_node[0, :2].tolist()
+        [3, 1]
+        """
+        import jax
+        import jax.numpy as jnp
+
+        from data_pipeline.molecule import featurize  # RDKit takes a moment, and models need none
+
+        graphs = [GraphArrays(*featurize(each)[1:]) for each in smiles]
+        sizes = [sum(len(graph[i]) for graph in graphs) for i in (0, 1, 4)]
+        shape = BatchShape(1, 1, RowSize(0, len(graphs), *sizes))
+        return jax.tree.map(jnp.asarray, cls(*(_stack([part]) for part in _collate_graphs(graphs, shape))))
 
 
 class Batch(NamedTuple):
@@ -116,6 +137,7 @@ class BatchShape(NamedTuple):
         """(G, N, E, M) of one shard, with room for jraph's padding graph, rounded up to multiples of 8."""
         rows = self.rows // self.shards
         sizes = (self.row.molecules, self.row.atoms, self.row.edges, self.row.motifs)
+        # + 1: jraph's padding graph needs a slot, an atom and a motif of its own; multiples of 8 suit vector units
         g, n, e, m = (-(-(rows * size + 1) // 8) * 8 for size in sizes)
         return g, n, e, m
 
@@ -152,16 +174,17 @@ def collate(rows: Sequence[Sequence[EncodedConversation]], shape: BatchShape) ->
         for index in range(first_row, first_row + rows_per_shard):
             start = 0
             for segment, conversation in enumerate(rows[index], start=1):
-                length = len(conversation.tokens) - 1
+                length = len(conversation.tokens) - 1  # the last token is only ever a target
                 end = start + length
                 if end > shape.row.tokens:
                     raise ValueError(f"a row holds {shape.row.tokens} tokens and cannot take {end}")
                 tokens[index, start:end] = conversation.tokens[:-1]
-                targets[index, start:end] = conversation.tokens[1:]
+                targets[index, start:end] = conversation.tokens[1:]  # position t predicts token t + 1
                 target_mask[index, start:end] = conversation.is_target[1:]
                 positions[index, start:end] = np.arange(length)
                 segments[index, start:end] = segment
                 molecule = conversation.molecule[:-1]
+                # a conversation counts its molecules from 0; slots count those of all rows of the shard
                 slot[index, start:end] = np.where(molecule >= 0, molecule + len(graphs), -1)
                 query[index, start:end] = conversation.query[:-1]
                 graphs.extend(conversation.graphs)
@@ -177,7 +200,7 @@ def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph
     n_node = _counts([len(graph.atoms) for graph in graphs], num_slots, num_atoms, "atoms")
     n_edge = _counts([len(graph.bonds) for graph in graphs], num_slots, num_edges, "edges")
     n_motif = _counts([len(graph.motifs) for graph in graphs], num_slots, num_motifs, "motifs")
-    offsets = np.cumsum([0, *(len(graph.atoms) for graph in graphs)])
+    offsets = np.cumsum([0, *(len(graph.atoms) for graph in graphs)])  # of each graph's first atom, and of the padding
     # Padding edges connect the first padding atom with itself.
     senders = np.full(num_edges, offsets[-1], np.int32)
     receivers = senders.copy()
@@ -205,7 +228,7 @@ def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph
 
 def _counts(sizes: list[int], slots: int, budget: int, what: str) -> np.ndarray:
     """int32[slots]: the real graphs' sizes, then the padding graph, which takes what is left of the budget."""
-    padding = budget - sum(sizes)
+    padding = budget - sum(sizes)  # all that is left belongs to the padding graph, so that counts add up to the budget
     if len(sizes) >= slots or padding < 1:
         raise ValueError(
             f"{len(sizes)} molecules with {sum(sizes)} {what} exceed a shard's {slots} slots, {budget} {what}"

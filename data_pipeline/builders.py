@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from data_pipeline import storage
 from data_pipeline.records import FORMAT_VERSION, record_features
 from data_pipeline.shards import read_outcome, shard_path
 from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
@@ -67,7 +68,10 @@ class ConversationsBuilder(FileReaderBuilder, skip_registration=True):  # type: 
             template = self._get_filename_template(split)
             num_bytes = sum(path.stat().length for path, _ in shards)
             for index, (path, _) in enumerate(shards):
-                path.rename(self.data_path / template.relative_filepath(shard_index=index, num_shards=len(shards)))
+                # the shard stays in the work folder: if something later fails, it need not be made again
+                storage.link(
+                    path, self.data_path / template.relative_filepath(shard_index=index, num_shards=len(shards))
+                )
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,

@@ -11,7 +11,7 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
-from data_pipeline import corpus, describe, shards
+from data_pipeline import corpus, describe, storage
 from data_pipeline.errors import BusyError
 from data_pipeline.jobs import VOCAB_SIZE, Runner, Settings, job_folder, prepare_rows, prompt_lines
 from data_pipeline.molecule import FEATURE_VERSION, parse_smiles
@@ -54,7 +54,7 @@ def _prepare(folder: Path, runner: Runner) -> None:
             settings = Settings(task="instruction", tokens_per_row=256)
             manifest = prepare_rows(rows.__iter__, [task], sources, partial / task, settings, runner, tokenizer)
             splits[task] = manifest["splits"]
-        shards.write_text(
+        storage.write_text(
             partial / "manifest.json", json.dumps({"sources": sources, "splits": splits}, indent=2) + "\n"
         )
 

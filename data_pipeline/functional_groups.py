@@ -181,5 +181,9 @@ def _mention_pattern() -> re.Pattern[str]:
 
 
 def mentioned_groups(text: str) -> set[str]:
-    """Names of the functional groups that a text mentions, read as whole words, longest name first."""
+    """Names of the functional groups that a text mentions, read as whole words, longest name first.
+
+    >>> sorted(mentioned_groups("A primary amine, beside two esters and a quaternary ammonium."))
+    ['ester', 'primary amine', 'quaternary ammonium']
+    """
     return set(_mention_pattern().findall(text.lower()))

@@ -7,7 +7,6 @@ destination, in a folder whose name ends in `.partial`.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import itertools
@@ -22,9 +21,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from data_pipeline import lengths, shards, tasks
+from data_pipeline import lengths, shards, storage, tasks
 from data_pipeline.conversation import Conversation
-from data_pipeline.errors import BusyError, DataError, WorkerError
+from data_pipeline.errors import DataError, WorkerError
 from data_pipeline.files import BadRow, read_rows
 from data_pipeline.molecule import FEATURE_VERSION
 from data_pipeline.prompt import PromptEncoder
@@ -185,23 +184,27 @@ def job_folder(folder: epath.Path, identity: Mapping[str, Any]) -> Iterator[epat
     `folder` cannot be written, or another process is at it.
     """
     digest = _digest(identity)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}{storage.PARTIAL}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial):
+        with storage.locked(partial):
             previous = partial / "job.sha256"
             if not previous.exists() or previous.read_text() != digest:
                 for content in partial.iterdir():
-                    _remove(content)
-                shards.write_text(previous, digest)
+                    if content.name != storage.LOCK:
+                        storage.remove(content)
+                storage.write_text(previous, digest)
             try:
                 yield partial
             except WorkerError:
                 raise
-            except DataError:  # wrong from the beginning: there is nothing to continue
-                _remove(partial)
+            except DataError:
+                # wrong from the beginning, so that there is nothing to continue; but what is finished stays
+                patterns = ("work/shards/*-*", "records/*", "*/manifest.json")  # records, and whole tasks of a corpus
+                if not any(True for pattern in patterns for _ in partial.glob(pattern)):
+                    storage.remove(partial)
                 raise
-            partial.rename(folder)
+            storage.finish_folder(partial, folder)
     except OSError as error:
         raise DataError(f"cannot write to {folder.parent}: {error.strerror or error}") from None
 
@@ -218,29 +221,6 @@ def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
 
 def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(partial: epath.Path) -> Iterator[None]:
-    """Keeps a second process away from a job on this machine; addresses such as gs://… have no locks."""
-    if "://" in os.fspath(partial):
-        yield
-        return
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise BusyError(f"another process is preparing {partial}; wait for it") from None
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: epath.Path) -> None:
-    if path.is_dir():
-        path.rmtree()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _cut(
@@ -264,13 +244,13 @@ def _cut(
                     make_reader(list(cut.row), settings.columns)  # a wrong guess of the columns ends here
                 except DataError as error:
                     raise DataError(f"{names[cut.file]}: {error}") from None
-        shards.write_text(shards.rows_path(work, chunk), "".join(cut.to_json() + "\n" for cut in group))
+        storage.write_text(shards.rows_path(work, chunk), "".join(cut.to_json() + "\n" for cut in group))
         chunks, total = chunk + 1, total + len(group)
     unreadable = [name for name, columns in zip(names, found, strict=True) if columns is None]
     if unreadable:
         raise DataError(f"{unreadable[0]}: none of its rows can be read")
     result = {"chunks": chunks, "rows": total, "found": found}
-    shards.write_text(done, json.dumps(result))
+    storage.write_text(done, json.dumps(result))
     return result
 
 
@@ -323,15 +303,17 @@ def _finish(
     from data_pipeline.builders import BUILDERS
 
     for content in partial.iterdir():
-        if content.name not in ("work", "job.sha256"):
-            _remove(content)
+        if content.name not in ("work", "job.sha256", storage.LOCK):
+            storage.remove(content)
     work, _ = make_shards(None)
     reasons: Counter[str] = Counter()
     parts: dict[str, list[np.ndarray]] = {}
+    content = hashlib.sha256()
     with (partial / "rejected.jsonl").open("w") as file:
         for chunk in chunks:
             outcome = shards.read_outcome(work, chunk) or {}
-            for split, rows in outcome["sizes"].items():
+            for split, rows in sorted(outcome["sizes"].items()):
+                content.update(storage.digest(shards.shard_path(work, chunk, split)).encode())
                 parts.setdefault(split, []).append(np.array(rows, np.int32))
             for row in outcome["rejected"]:
                 row = shards.Rejected(*row)
@@ -349,7 +331,7 @@ def _finish(
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a "downloading" line; nothing is downloaded
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    _remove(partial / "records" / "downloads")  # TFDS makes it, though nothing is downloaded
+    storage.remove(partial / "records" / "downloads")  # TFDS makes it, though nothing is downloaded
     with (partial / "sizes.npz").open("wb") as file:
         np.savez(file, allow_pickle=False, **sizes)
     manifest |= {
@@ -359,11 +341,12 @@ def _finish(
         "records": os.path.relpath(builder.data_dir, partial),
         "splits": {split: len(rows) for split, rows in sizes.items()},
         "rejected": dict(reasons.most_common()),
+        "fingerprint": content.hexdigest(),
     }
-    shards.write_text(partial / "manifest.json", json.dumps(manifest))
+    storage.write_text(partial / "manifest.json", json.dumps(manifest))
     manifest |= _lengths(partial, settings, sizes, tokenizer)
-    shards.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    _remove(work)
+    storage.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    storage.remove(work)
     return manifest
 
 
@@ -406,6 +389,4 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path)}

@@ -1,12 +1,12 @@
 """How long records are: token lengths in their prompts, percentiles, and the row budgets that they suggest."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from data_pipeline import storage
 from data_pipeline.batch import EncodedConversation, RowSize
 from data_pipeline.errors import PromptError
 from data_pipeline.packing import pack_rows
@@ -29,8 +29,9 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     Kept on disk beside the records, where that is possible, by the fingerprint of tokenizer and prompt style.
     """
     path = reader.folder / "lengths" / f"{reader.split}-{encoder.fingerprint()}.npy"
-    if path.is_file():
-        return np.load(path)
+    if path.exists():
+        with path.open("rb") as file:
+            return np.load(file)
     lengths = np.empty((len(reader), 3), np.int32)
     with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
         for start in range(0, len(reader), _CHUNK):
@@ -60,12 +61,10 @@ def _encoded(records: list[Record], encoder: PromptEncoder) -> list[EncodedConve
 
 
 def _keep(path: Any, lengths: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as file:
+        with storage.writing(path) as partial, partial.open("wb") as file:
             np.save(file, lengths)
-        partial.replace(path)
     except OSError:
         return  # a read-only data set: measured again next time
 

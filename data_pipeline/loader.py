@@ -86,6 +86,7 @@ class PackedDataset:
     def epoch_rows(self, seed: int, epoch: int) -> Rows:
         """All conversations once, packed and ordered by (seed, epoch)."""
         if (seed, epoch) not in self._epochs:
+            # a generator for each (seed, epoch): any epoch can be planned without those before it
             rng = np.random.default_rng((seed, epoch))
             rows = pack_rows(self._sizes, self.row, rng.permutation(self._kept)).shuffled(rng)
             self._epochs = {**dict(list(self._epochs.items())[-2:]), (seed, epoch): rows}
@@ -100,7 +101,7 @@ class PackedDataset:
             first_rows = self._first_rows.setdefault(seed, [0])
             while first_rows[-1] <= position:
                 first_rows.append(first_rows[-1] + len(self.epoch_rows(seed, len(first_rows) - 1)))
-            epoch = bisect.bisect_right(first_rows, position) - 1
+            epoch = bisect.bisect_right(first_rows, position) - 1  # the last epoch that begins at or before it
             return self.epoch_rows(seed, epoch).row(position - first_rows[epoch])
 
     def evaluation_rows(self) -> Rows:

@@ -69,6 +69,10 @@ def featurize(smiles: str) -> Molecule:
     """The molecule's features; raises InvalidMoleculeError if RDKit refuses the SMILES or it has no atoms.
 
     Motifs are those of the canonical SMILES. If RDKit cannot read that back there are none (M = 0), as in the original.
+
+    >>> molecule = featurize("OCC")
+    >>> molecule.smiles, molecule.atoms.shape, molecule.senders.tolist()
+    ('CCO', (3, 9), [0, 1, 1, 2])
     """
     mol = parse_smiles(smiles)
     with _refused(smiles):

@@ -5,15 +5,16 @@ A prepared folder holds `records/` (TFDS, ArrayRecord or TFRecord), `sizes.npz`,
 """
 
 import functools
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipeline import storage
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError
@@ -43,14 +44,25 @@ _featurize = functools.lru_cache(maxsize=8192)(featurize)
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """The manifest of a prepared folder; raises DataError if it is not one, or was made by another version."""
-    path = Path(folder) / "manifest.json"
-    if not path.is_file():
+    path = storage.as_path(folder) / "manifest.json"
+    if not path.exists():
         raise DataError(f"{folder} is not a prepared dataset (no manifest.json); make one with data_pipeline.prepare")
     manifest = json.loads(path.read_text())
     for key, current in (("format_version", FORMAT_VERSION), ("feature_version", FEATURE_VERSION)):
         if manifest.get(key, current) != current:
             raise DataError(f"{folder} has {key} {manifest[key]}, this program needs {current}; prepare it again")
     return manifest
+
+
+def data_fingerprint(folder: str | os.PathLike) -> str:
+    """Equal for prepared folders with the same records, whatever they are called and wherever they lie."""
+    manifest = read_manifest(folder)
+    if "fingerprint" in manifest:  # the records' bytes, in order
+        return manifest["fingerprint"]
+    # prepared before fingerprints were kept: what decided the records, and their sizes
+    decided = {name: manifest.get(name) for name in ("settings", "sources", "splits", "rejected")}
+    sizes = storage.digest(storage.as_path(folder) / "sizes.npz")
+    return hashlib.sha256(json.dumps([decided, sizes], sort_keys=True, default=str).encode()).hexdigest()
 
 
 class RecordReader:
@@ -70,12 +82,12 @@ class RecordReader:
                 f"{folder} is in {manifest['file_format']} format, which has no random access; "
                 "prepare it with --file_format=array_record"
             )
-        self.folder = Path(folder)
+        self.folder = storage.as_path(folder)
         self.split = split
         self.vocabulary = GraphVocabulary(*map(tuple, manifest["vocabulary"]))
-        with np.load(self.folder / "sizes.npz") as sizes:
+        with (self.folder / "sizes.npz").open("rb") as file, np.load(file) as sizes:
             self.sizes: np.ndarray = sizes[split]
-        builder = tfds.builder_from_directory(str(self.folder / manifest["records"]))
+        builder = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"]))
         self._features = builder.info.features
         self._bytes = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         self._lock = threading.Lock()

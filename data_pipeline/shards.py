@@ -17,13 +17,14 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
 
+from data_pipeline import storage
 from data_pipeline.conversation import Conversation
 from data_pipeline.corpus import murcko_scaffold
 from data_pipeline.errors import RowError, WorkerError
@@ -168,7 +169,7 @@ def write_shard(work: epath.Path, chunk: int, shard: Shard, file_format: str) ->
     for split, examples in shard.serialized.items():
         write_record_file(shard_path(work, chunk, split), examples, file_format)
     outcome = {"sizes": shard.sizes, "rejected": shard.rejected}
-    write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
+    storage.write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
 
 
 def write_record_file(path: epath.Path, examples: list[bytes], file_format: str) -> None:
@@ -176,23 +177,10 @@ def write_record_file(path: epath.Path, examples: list[bytes], file_format: str)
     from tensorflow_datasets.core import file_adapters
 
     adapter = file_adapters.ADAPTER_FOR_FORMAT[file_adapters.FileFormat.from_value(file_format)]
-    with _complete(path) as partial, tempfile.TemporaryDirectory() as folder:
+    with storage.writing(path) as partial, tempfile.TemporaryDirectory() as folder:
         local = epath.Path(folder) / "records"  # ArrayRecord writes to local disks only
         adapter.write_examples(local, enumerate(examples))
         local.copy(partial)
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """A text file, complete or not at all."""
-    with _complete(path) as partial:
-        partial.write_text(text)
-
-
-@contextlib.contextmanager
-def _complete(path: epath.Path) -> Iterator[epath.Path]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    yield partial
-    partial.replace(path)
 
 
 def _is_held_out(conversation: Conversation, fraction: float) -> bool:

@@ -1,257 +1,138 @@
-"""The configuration of models and runs, as frozen dataclasses; architecture constants have no defaults.
+"""Configuration: dataclasses that check their own values, and how they are read from nested mappings.
 
-Config files build `ml_collections.ConfigDict`s of the same shape; `from_dict` is strict in both directions, so every
-key of a config file is a field here, and every field is given by the config file.
+A field is declared once, with its type, its legal values and one line that says what it is; reading a config file,
+`launch.py --help` and docs/configuration.md all take it from there. Validation is pydantic's. A field of another
+package's configuration is declared there: `llamo_jax.models.config`, `llamo_jax.training.config`,
+`llamo_jax.evaluation.config`; here are those that several packages share.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import StrictBool as Bool
+from pydantic import StrictFloat as Float
+from pydantic import StrictInt as Int
+from pydantic import StrictStr as Text
 
 T = TypeVar("T")
+
+__all__ = [
+    "Bool",
+    "ConfigError",
+    "DecodingConfig",
+    "Float",
+    "Int",
+    "Kinds",
+    "MeshConfig",
+    "PromptConfig",
+    "Text",
+    "differences",
+    "field_table",
+    "from_dict",
+    "setting",
+    "settings",
+    "to_dict",
+]
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which key and what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class GraphEncoderConfig:
-    """GIN over categorical node and edge features (paper, section 3.1)."""
+def setting(description: str, *, default: Any = ..., **constraints: Any) -> Any:
+    """A field of a configuration: what it is, and its limits (`ge`, `gt`, `le`, `lt`, as in pydantic's Field).
 
-    atom_cardinalities: tuple[int, ...]
-    bond_cardinalities: tuple[int, ...]
-    width: int  # F
-    num_layers: int  # L - 1
-    dropout: float
+    Without `default` it must be given: architecture constants have no defaults.
+    """
+    return Field(default, description=description, **constraints)
 
 
-@dataclasses.dataclass(frozen=True)
-class ProjectorConfig:
-    """Multi-level graph projector (paper, section 3.2); Q = num_motif_queries + levels · num_level_queries."""
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting,))
+def settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values are checked when it is made: types, limits, no NaN, no unknown key.
 
-    motif_features: int
-    num_motif_queries: int
-    num_level_queries: int
-    num_heads: int
-    depth: int  # linear layers of the MLP
-    layer_norm_eps: float
-    share_level_attention: bool  # True: one attention module for all levels, as in the original's code
+    Raises ConfigError, in one line, wherever it is made. Numbers and texts are not converted into each other, and a
+    text is no tuple of its characters.
+    """
+    checked = pydantic.dataclasses.dataclass(
+        cls, frozen=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False)
+    )
+    construct = checked.__init__
 
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error, cls.__name__)) from None
 
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Frequency scaling of Llama 3.1 and later; field names as in Hugging Face's `rope_scaling`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LoRAConfig:
-    """Low-rank adapters; rank 0 builds none. `targets` names projections: query, key, value, output, gate, up, down."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+    checked.__init__ = init  # type: ignore[method-assign]
+    return typing.cast(type[T], checked)
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """A decoder of the LLaMA family; see Hugging Face's LlamaConfig for the constants."""
+class Kinds(typing.Generic[T]):
+    """The configurations that can stand in one place, told apart by their field `kind`: an open, tagged union.
 
-    vocab_size: int  # V
-    width: int  # D
-    num_layers: int
-    num_heads: int  # K · R
-    num_kv_heads: int  # K
-    head_width: int  # H
-    mlp_width: int
-    rope_theta: float
-    rope_scaling: RopeScaling | None
-    rms_norm_eps: float
-    qkv_bias: bool
-    tie_embeddings: bool
-    sliding_window: int | None  # positions that a token may look back; longer rows are refused
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The whole model; graph encoder, projector and decoder, joined in llamo_jax.models.llamo."""
-
-    graph_encoder: GraphEncoderConfig
-    projector: ProjectorConfig
-    language_model: DecoderConfig
-    lora: LoRAConfig
-    compute_dtype: str  # of the decoder's activations; the graph side computes in float32
-    frozen_dtype: str  # of language-model weights that are not trained; trained weights are float32
-    quantize: str  # of frozen projections of the decoder: none, int8 or nf4
-    attention: str  # auto, xla, cudnn (GPU) or splash (TPU): see llamo_jax.models.attention
-    remat: str  # none, dots or full: what the backward pass computes again, per decoder layer
-    loss_chunk: int  # tokens of a batch shard whose logits exist at a time
-
-    @property
-    def num_levels(self) -> int:
-        """L: the atom embedding and the output of every GIN layer."""
-        return self.graph_encoder.num_layers + 1
-
-    @property
-    def num_graph_tokens(self) -> int:
-        """Q: graph tokens per molecule."""
-        return self.projector.num_motif_queries + self.num_levels * self.projector.num_level_queries
-
-
-ARCHITECTURE = ("graph_encoder", "projector", "language_model", "lora")
-"""The parts of a ModelConfig that decide about its arrays; the rest says how to compute, and may change."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """How a conversation becomes tokens; see data_pipeline.prompt."""
-
-    style: str
-    show_smiles: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodingConfig:
-    """How answers are chosen, token by token; greedy unless said otherwise. Terms as in Hugging Face's transformers.
-
-    Raises ConfigError if values do not fit together.
+    `what` names the place in messages, such as "config.model.projector".
     """
 
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0  # no stop token before so many others
-    temperature: float = 0.0  # 0: the most probable token; above: drawn from softmax(logits / temperature)
-    top_k: int = 0  # draw among the k most probable; 0: all
-    top_p: float = 1.0  # draw among the most probable that together reach this probability
-    repetition_penalty: float = 1.0  # above 1: tokens of the prompt's text and of the answer become less probable
-    num_beams: int = 1  # above 1: beam search
-    length_penalty: float = 1.0  # beams are compared by log-probability / length ** length_penalty
-    num_samples: int = 1  # answers to each prompt
-    stop_ids: tuple[int, ...] = ()  # tokens that end an answer, besides those of the prompt style
-    seed: int = 0
+    def __init__(self, what: str):
+        self.what = what
+        self._configs: dict[str, type[T]] = {}
 
-    def __post_init__(self) -> None:
-        rules = {
-            "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
-            "min_new_tokens must be between 0 and max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
-            "temperature must not be negative": self.temperature >= 0,
-            "top_k must not be negative": self.top_k >= 0,
-            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
-            "repetition_penalty must be above 0": self.repetition_penalty > 0,
-            "seed must be between 0 and 2**32 - 1": 0 <= self.seed < 2**32,
-            "num_beams and num_samples must be at least 1": min(self.num_beams, self.num_samples) >= 1,
-            "beam search draws nothing: set temperature=0": self.num_beams == 1 or self.temperature == 0,
-            "beam search gives num_samples of its num_beams": self.num_beams == 1 or self.num_samples <= self.num_beams,
-            "several samples need a temperature above 0 or as many beams": self.num_samples == 1
-            or self.temperature > 0
-            or self.num_beams > 1,
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise ConfigError(f"decoding: {rule}")
+    def register(self, config: type[T]) -> type[T]:
+        """A class decorator, above `settings`; raises ValueError if another class has the same kind."""
+        kind = config.kind  # type: ignore[attr-defined]
+        if kind in self._configs:
+            raise ValueError(f"{self.what}.kind={kind!r} is registered already, by {self._configs[kind].__name__}")
+        self._configs[kind] = config
+        return config
 
+    def names(self) -> tuple[str, ...]:
+        """Every registered kind."""
+        return tuple(sorted(self._configs))
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where records come from, and the capacity of a row; see data_pipeline.batch."""
+    def __getitem__(self, kind: str) -> type[T]:
+        """The configuration class of a kind; raises ConfigError if there is none."""
+        if kind not in self._configs:
+            raise ConfigError(f"kind: {kind!r} is not one of {', '.join(self.names())}")
+        return self._configs[kind]
 
-    source: str  # "embedded", a folder written by data_pipeline.prepare, or a mixture: folder=weight,folder=weight
-    task: str  # of the embedded corpus
-    tokenizer: str  # Hugging Face folder; "": that of init_from, else the one in the (first) source
-    cache_dir: str  # where the embedded corpus is prepared
-    rows: int  # B, over all devices
-    tokens_per_row: int  # T
-    molecules_per_row: int
-    atoms_per_row: int
-    edges_per_row: int
-    motifs_per_row: int
+    def parse(self, value: Any) -> T:
+        """A configuration, or a mapping of one with its `kind`; raises ConfigError or pydantic's ValidationError."""
+        if isinstance(value, tuple(self._configs.values())):
+            return typing.cast(T, value)
+        if not isinstance(value, Mapping) or "kind" not in value:
+            raise ConfigError(f"kind: one of {', '.join(self.names())} must be given, got {str(value)[:60]!r}")
+        parsed: T = TypeAdapter(self[value["kind"]]).validate_python(dict(value))
+        return parsed
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Optimisation and logging of a run."""
-
-    steps: int
-    accumulate: int  # batches per optimizer step
-    schedule: str  # warmup_cosine, or per_epoch_cosine as in the original: see trainable.learning_rate_schedule
-    learning_rate: float  # peak
-    final_learning_rate: float
-    warmup_steps: int
-    initial_learning_rate: float  # of per_epoch_cosine's warm-up
-    steps_per_epoch: int  # of per_epoch_cosine
-    weight_decay: float
-    decay: str  # what weight decay applies to: kernels (and embeddings), or all as in the original
-    adam_b1: float
-    adam_b2: float
-    clip: float | None  # global gradient norm; None: no clipping
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    on_save_failure: str  # stop, or continue without the checkpoint that could not be written
-    max_nonfinite_steps: int  # steps in a row that are skipped for a loss that is not finite, before the run stops
-    trainable: tuple[tuple[str, bool], ...]  # ordered (pattern, trained) rules over parameter paths
-    train_token_embedding: bool  # whatever the rules say; the original does in stage 1
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """One evaluation: `python launch.py --config configs/evaluate.py`."""
-
-    name: str
-    checkpoint: str  # a run's workdir or a model folder
-    task: str  # see llamo_jax.evaluation.scores
-    data: str  # a folder written by data_pipeline.prepare, a file of rows, or "embedded"
-    split: str  # of a folder; "": test, or validation where there is no test
-    limit: int  # evaluate the first so many examples; 0: all
-    context: str  # full: earlier answers stay in the prompt; questions_only: they are left out, as in the original
-    metric_tokenizer: str  # what BLEU and METEOR count; see llamo_jax.evaluation.metric_tokenizer
-    graph_use: int  # so many examples are looked at with other graphs; 0: none
-    group_questions: int  # so many molecules are asked about; 0: none
-    cache_dir: str  # where the embedded corpus is prepared
-    tensor: int  # devices that share each weight; 0: as few as hold them
-    decoding: DecodingConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
-
-    data: int
-    fsdp: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One run: `python launch.py --config configs/NAME.py[:preset]`."""
-
-    name: str
-    preset: str
-    seed: int
-    init_from: str  # workdir of the run whose weights this one starts from; "" starts from scratch
-    sample_smiles: tuple[str, ...]  # molecules whose descriptions go to samples.jsonl
-    model: ModelConfig
-    prompt: PromptConfig
-    data: DataConfig
-    train: TrainConfig
-    mesh: MeshConfig
+    def field(self) -> PlainValidator:
+        """The annotation that makes a field of a `settings` class take any registered kind."""
+        return PlainValidator(self.parse)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
-    """An instance of the dataclass `cls` from nested mappings; raises ConfigError on missing or unknown keys."""
-    hints = typing.get_type_hints(cls)
-    unknown, missing = sorted(set(values) - set(hints)), sorted(set(hints) - set(values))
-    if unknown or missing:
-        raise ConfigError(f"{path}: unknown keys {unknown}, missing keys {missing}")
-    return cls(**{key: _convert(hint, values[key], f"{path}.{key}") for key, hint in hints.items()})
+    """An instance of the `settings` class `cls` from nested mappings.
+
+    Raises ConfigError, in one line that names every wrong, missing or unknown key.
+
+    >>> from_dict(MeshConfig, {"data": 1, "fsdp": -1, "tensor": 1})
+    MeshConfig(data=1, fsdp=-1, tensor=1)
+    >>> from_dict(MeshConfig, {"data": 1, "fsdp": "all", "tensors": 1})
+    Traceback (most recent call last):
+    llamo_jax.config.ConfigError: config.fsdp: input should be a valid integer, got 'all'; config.tensor is missing; ...
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, path)) from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -259,23 +140,157 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], path: str = "config") -> list[str]:
+    """Where two nested mappings differ: `config.a.b=1 (there 2)`, sorted; tuples equal lists, as in JSON."""
+    found = []
+    for key in sorted({*there, *here}):
+        name, a, b = f"{path}.{key}", there.get(key), here.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, name)
+        elif _listed(a) != _listed(b):
+            found.append(f"{name}={b!r} (there {a!r})")
+    return found
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class FieldRow(typing.NamedTuple):
+    """One field for people: its dotted path, type and limits, default ("" if there is none), and description."""
+
+    path: str
+    legal: str
+    default: str
+    description: str
+
+
+def field_table(cls: Any, path: str = "config") -> list[FieldRow]:
+    """Every field of a `settings` class and of those inside of it, in order."""
+    rows: list[FieldRow] = []
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for name, info in cls.__pydantic_fields__.items():
+        inner = _settings_inside(hints[name])
+        where = f"{path}.{name}"
+        if inner:
+            for each in inner:
+                rows += field_table(each, where)
+        else:
+            default = "" if info.is_required() else repr(info.default)
+            rows.append(FieldRow(where, _legal(hints[name], info.metadata), default, info.description or ""))
+    return rows
+
+
+def _settings_inside(hint: Any) -> list[Any]:
+    """The `settings` classes that a field takes: several, where it takes any kind."""
+    if typing.get_origin(hint) is Annotated:
+        inner, *extras = typing.get_args(hint)
+        for extra in extras:
+            kinds = getattr(getattr(extra, "func", None), "__self__", None)
+            if isinstance(kinds, Kinds):
+                return [kinds[name] for name in kinds.names()]
+        return _settings_inside(inner)
     if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
-        return from_dict(typing.cast(type, hint), value, path)
-    if typing.get_origin(hint) is tuple:
-        item, *rest = typing.get_args(hint)
-        items = [item] * len(value) if rest == [Ellipsis] else [item, *rest]
-        return tuple(
-            _convert(each, entry, f"{path}[{i}]") for i, (each, entry) in enumerate(zip(items, value, strict=True))
-        )
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint):
-        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
-    return value
+        return [found for option in typing.get_args(hint) for found in _settings_inside(option)]
+    return [hint] if hasattr(hint, "__pydantic_fields__") else []
+
+
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def _legal(hint: Any, metadata: list[Any]) -> str:
+    limits = [f"{sign} {getattr(each, name)}" for each in metadata for name, sign in _SIGNS.items()
+              if getattr(each, name, None) is not None]  # fmt: skip
+    return " ".join([_type_name(hint), *limits])
+
+
+def _type_name(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _type_name(args[0])
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple:
+        return f"tuple of {' and '.join(_type_name(each) for each in args if each is not ...)}"
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_type_name(each) for each in args)
+    return "None" if hint is type(None) else "text" if hint is str else hint.__name__
+
+
+def _one_line(error: ValidationError, path: str) -> str:
+    return "; ".join(_messages(error, path))
+
+
+def _messages(error: ValidationError, path: str) -> list[str]:
+    found = []
+    for fault in error.errors():
+        where = ".".join([path, *map(str, fault["loc"])])
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):  # of a registered kind
+            found += _messages(cause, where)
+        elif fault["type"] == "missing":
+            found.append(f"{where} is missing")
+        elif fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            found.append(f"{where}: unknown key")
+        elif cause is not None:
+            found.append(f"{where}.{cause}")  # of __post_init__: the message begins with the field
+        else:
+            reason = fault["msg"][0].lower() + fault["msg"][1:]
+            found.append(f"{where}: {reason}, got {str(fault['input'])[:60]!r}")
+    return list(dict.fromkeys(found))
+
+
+# Shared configurations
+
+
+@settings
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: all devices that are left."""
+
+    data: Int = setting("replicas of the parameters; between slices of TPUs, only this axis", ge=-1)
+    fsdp: Int = setting("devices that divide rows and parameters among them", ge=-1)
+    tensor: Int = setting("devices that divide heads, MLP and vocabulary among them", ge=-1)
+
+    def __post_init__(self) -> None:
+        for axis, size in to_dict(self).items():
+            if size == 0:
+                raise ConfigError(f"{axis}=0: an axis of the mesh has at least one device (or -1: all that are left)")
+
+
+@settings
+class PromptConfig:
+    """How a conversation becomes tokens; see data_pipeline.prompt."""
+
+    style: Literal["plain", "llama2", "chat_template"] = setting("how turns are marked")
+    show_smiles: Bool = setting("whether the prompt also shows the molecule's SMILES")
+
+
+@settings
+class DecodingConfig:
+    """How answers are chosen, token by token; greedy unless said otherwise. Terms as in Hugging Face's transformers."""
+
+    max_new_tokens: Int = setting("tokens of an answer, at most", default=128, ge=1)
+    min_new_tokens: Int = setting("no stop token before so many others", default=0, ge=0)
+    temperature: Float = setting("0: the most probable token; else drawn from softmax(logits / t)", default=0.0, ge=0)
+    top_k: Int = setting("draw among the k most probable; 0: all", default=0, ge=0)
+    top_p: Float = setting("draw among the most probable that reach this probability", default=1.0, gt=0, le=1)
+    repetition_penalty: Float = setting("above 1: tokens that are there already get less probable", default=1.0, gt=0)
+    num_beams: Int = setting("above 1: beam search", default=1, ge=1)
+    length_penalty: Float = setting("beams compare by log-probability / length ** this", default=1.0)
+    num_samples: Int = setting("answers to each prompt", default=1, ge=1)
+    stop_ids: tuple[Int, ...] = setting("tokens that end an answer besides the prompt style's", default=())
+    seed: Int = setting("of what is drawn", default=0, ge=0, lt=2**32)
+
+    def __post_init__(self) -> None:
+        rules = {
+            "min_new_tokens must be at most max_new_tokens": self.min_new_tokens <= self.max_new_tokens,
+            "num_beams above 1 draws nothing: set temperature=0": self.num_beams == 1 or self.temperature == 0,
+            "num_samples must be at most num_beams, which gives that many": self.num_beams == 1
+            or self.num_samples <= self.num_beams,
+            "num_samples above 1 needs a temperature above 0 or as many beams": self.num_samples == 1
+            or self.temperature > 0
+            or self.num_beams > 1,
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise ConfigError(rule)

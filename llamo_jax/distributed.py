@@ -5,20 +5,24 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
 from llamo_jax.config import ConfigError
 
-_SIGNS = "llamo_jax/signs_of_life"
+_HEARTBEATS = "llamo_jax/heartbeats"
+
+COMMON = 64
+"""Numbers that processes compare at a time."""
 
 SILENCE_SECONDS = 20
-"""After so long without a sign of life, a process counts as lost and the others stop."""
+"""After so long without a heartbeat, a process counts as lost and the others stop."""
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -55,7 +59,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints, once and not for every process."""
     if is_main():
         print(text, flush=True)
@@ -65,6 +69,23 @@ def wait(name: str) -> None:
     """Until all processes have come here; `name` is the same in all of them, and shown if they have not."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def all_agree(holds: bool) -> bool:
+    """Whether something holds in every process; all of them must ask."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(np.all(multihost_utils.process_allgather(np.array(holds))))
+
+
+def common(numbers: Sequence[int]) -> list[int]:
+    """The first COMMON numbers that every process has, in this one's order; all of them must ask."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    padded = np.full(COMMON, -1, np.int64)
+    padded[: len(numbers[:COMMON])] = numbers[:COMMON]
+    everywhere = set.intersection(*map(set, np.asarray(multihost_utils.process_allgather(padded)).tolist()))
+    return [number for number in numbers if number in everywhere]
 
 
 @contextlib.contextmanager
@@ -81,7 +102,7 @@ def watched(stop: Callable[[str], NoReturn]) -> Iterator[None]:
     watch.start()
     try:
         yield
-        wait("done")  # nobody leaves while others still look out for signs of life
+        wait("done")  # nobody leaves while others still listen for heartbeats
     except jax.errors.JaxRuntimeError:
         watch.join(2 * SILENCE_SECONDS)  # was it because of a lost process? then this does not return
         raise
@@ -90,25 +111,27 @@ def watched(stop: Callable[[str], NoReturn]) -> Iterator[None]:
 
 
 def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
-    """Gives signs of life through JAX's coordinator, and looks for those of the others."""
+    """Sends heartbeats through JAX's coordinator, and listens for those of the others."""
     client: Any = global_state.client
     mine, count = jax.process_index(), jax.process_count()
     heard = {process: ("", time.monotonic()) for process in range(count) if process != mine}
-    for beat in itertools.count():
+    for number in itertools.count():
         try:
-            client.key_value_set(f"{_SIGNS}/{mine}", str(beat), allow_overwrite=True)
-            signs = {int(name.rpartition("/")[2]): sign for name, sign in client.key_value_dir_get(_SIGNS)}
+            client.key_value_set(f"{_HEARTBEATS}/{mine}", str(number), allow_overwrite=True)
+            beats = {int(name.rpartition("/")[2]): beat for name, beat in client.key_value_dir_get(_HEARTBEATS)}
         except Exception as error:  # the coordinator lives in process 0; its client raises several types
             if not done.is_set():
                 stop(f"process {mine} of {count} stops: process 0 is gone ({str(error).splitlines()[0][:120]})")
             return
         now = time.monotonic()
         for process, (last, since) in heard.items():
-            sign = signs.get(process, "")
-            if sign != last:
-                heard[process] = (sign, now)
+            beat_of = beats.get(process, "")
+            if beat_of != last:
+                heard[process] = (beat_of, now)
             elif now - since > SILENCE_SECONDS and not done.is_set():
-                stop(f"process {mine} of {count} stops: process {process} gave no sign of life for {now - since:.0f} s")
+                stop(
+                    f"process {mine} of {count} stops: process {process} has sent no heartbeat for {now - since:.0f} s"
+                )
         if done.wait(SILENCE_SECONDS / 10):
             return
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from llamo_jax import quantization, sharding
+from llamo_jax import sharding
 
 Arrays = dict[str, Array]
 """Path → array."""
@@ -59,7 +59,8 @@ def abstract_arrays(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, dtype and sharding of every variable of a `LLaMo`: its language model's frozen weights in `frozen_dtype`.
 
-    trained: path → whether it is trained; paths that are absent are frozen.
+    trained: path → whether it is trained; paths that are absent are frozen. Integers (quantised values) keep their
+    dtype, and so does what is marked with `keep_dtype`.
     """
     shardings = {
         path_name(path): variable.get_value()
@@ -69,8 +70,8 @@ def abstract_arrays(
     for path, variable in _variables(variables):
         name = path_name(path)
         frozen = name.startswith("language_model/") and not trained.get(name, False)
-        quantized = name.rpartition("/")[2] in (quantization.VALUES, quantization.SCALE)
-        dtype = jnp.dtype(frozen_dtype) if frozen and not quantized else variable.dtype
+        castable = jnp.issubdtype(variable.dtype, jnp.floating) and not variable.get_metadata().get("keep_dtype")
+        dtype = jnp.dtype(frozen_dtype) if frozen and castable else variable.dtype
         result[name] = jax.ShapeDtypeStruct(variable.shape, dtype, sharding=shardings[name])
     return result
 

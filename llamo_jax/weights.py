@@ -6,7 +6,6 @@ indexed. Nothing here ever holds more than one matrix in host memory, however la
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
+from data_pipeline import storage
 from llamo_jax.parameters import Arrays, WeightsError, check_names
 
 Weights = Mapping[str, Any]
@@ -236,9 +236,11 @@ def write_file(path: Path, weights: Weights, metadata: Mapping[str, str] | None 
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(f".{path.name}.partial")
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(partial.open("wb")) if jax.process_index() == 0 else None
+        file = None
+        if jax.process_index() == 0:
+            partial = stack.enter_context(storage.writing(path))
+            file = stack.enter_context(partial.open("wb"))
         bar = tqdm(total=offset, desc=path.name, unit="B", unit_scale=True, disable=offset < _LONG or not file)
         stack.enter_context(bar)
         if file:
@@ -249,11 +251,6 @@ def write_file(path: Path, weights: Weights, metadata: Mapping[str, str] | None 
                 bar.update(piece.nbytes)
                 if file:
                     file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-        if file:
-            file.flush()
-            os.fsync(file.fileno())
-    if jax.process_index() == 0:
-        os.replace(partial, path)
 
 
 def _pieces(array: Any) -> Iterator[np.ndarray]:

@@ -11,10 +11,10 @@ from flax import nnx
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, GraphArrays, RowSize, collate
 from data_pipeline.molecule import featurize
-from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
 from llamo_jax import parameters
-from llamo_jax.config import DecoderConfig, GraphEncoderConfig, LoRAConfig, ModelConfig, ProjectorConfig
-from llamo_jax.models import LLaMo
+from llamo_jax.models import DecoderConfig, GINConfig, LLaMo, LoRAConfig, ModelConfig, MultiLevelConfig
+
+LORA_TARGETS = ("language_model/layers/(query|value)",)
 
 # Unequal sizes; no motif (methane), a salt, a single atom, rings, charges.
 SMILES = ("CC(=O)Oc1ccccc1C(=O)O", "C", "[Na+].[Cl-]", "O", "Cn1c(=O)c2c(ncn2C)n(C)c1=O", "C[N+](C)(C)CC(=O)[O-]")
@@ -46,10 +46,10 @@ def model_config(
         "sliding_window": None,
     }
     return ModelConfig(
-        graph_encoder=GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, graph_width, 5, 0.0),
-        projector=ProjectorConfig(MOTIF_FEATURES, 4, 4, 4, 2, 1e-5, False),
+        graph_encoder=GINConfig.paper(width=graph_width),
+        projector=MultiLevelConfig.paper(depth=2),
         language_model=DecoderConfig(**(sizes | language_model)),
-        lora=LoRAConfig(lora_rank, 32.0, 0.0, ("query", "value")),
+        lora=LoRAConfig(rank=lora_rank, alpha=32.0, dropout=0.0, targets=LORA_TARGETS),
         compute_dtype="float32",
         frozen_dtype="float32",
         quantize="none",

@@ -20,7 +20,7 @@ def run(*arguments, cwd):
     """A command as a process of its own, with only the last line of stderr kept."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
 
 
@@ -29,14 +29,17 @@ def run(*arguments, cwd):
     [
         (["--config", ROOT / "configs/stage1.py:huge"], "unknown preset 'huge'; known: tiny, small"),
         (["--config", ROOT / "configs/stage1.py", "--config.train.step=3"], 'Did you mean "steps"'),
-        (["--config", ROOT / "configs/stage1.py", "--config.prompt.style=latin"], "'latin' is not one of plain"),
+        (
+            ["--config", ROOT / "configs/stage1.py", "--config.prompt.style=latin"],
+            "config.prompt.style: input should be 'plain'",
+        ),
         (["--config", ROOT / "configs/stage1.py", "--config.mesh.data=3"], "does not fit 8 devices"),
         (["--config", ROOT / "configs/stage1.py", "--config.data.source=/nowhere"], "is not a prepared dataset"),
         (
             ["--config", ROOT / "configs/stage2.py", "--config.init_from=/nowhere"],
             "/nowhere is neither a training run nor a model folder",
         ),
-        (["--config", ROOT / "configs/stage1.py", "--workdir", "a_file"], "cannot create the workdir a_file"),
+        (["--config", ROOT / "configs/stage1.py", "--workdir", "a_file"], "cannot create a_file: File exists"),
         (["--config", ROOT / "configs/stage1.py", "extra"], "unexpected arguments"),
         (["--config", ROOT / "configs/stage9.py"], "No such file"),
         ([], "--config"),

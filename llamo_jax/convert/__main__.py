@@ -12,8 +12,6 @@ LLaMo.load or the assistant. to_… take a run's workdir or a model folder.
 
 import argparse
 import dataclasses
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,34 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.prompt import PROMPT_STYLES
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import sharding
-from llamo_jax.config import (
-    ConfigError,
-    DecoderConfig,
-    GraphEncoderConfig,
-    LoRAConfig,
-    ModelConfig,
-    ProjectorConfig,
-    PromptConfig,
-    to_dict,
-)
+from llamo_jax.config import ConfigError, PromptConfig, to_dict
 from llamo_jax.convert import huggingface, official, peft
-from llamo_jax.convert.names import (
-    batch_norm_counters,
-    below,
-    graph_encoder_rules,
-    prefixed,
-    projector_rules,
-    to_torch,
-)
-from llamo_jax.model_folder import ModelFolder, is_model_folder, read_model, write_model
+from llamo_jax.convert.names import adapted_projections, below, language_model_rules, prefixed
+from llamo_jax.models import DecoderConfig, LoRAConfig, ModelConfig
+from llamo_jax.models.config import Dtype
 from llamo_jax.models.definition import define_model
+from llamo_jax.models.folder import ModelFolder, is_model_folder, read_model, write_model
+from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
+from llamo_jax.models.migrations import SCHEMA_VERSION
+from llamo_jax.models.torch_names import rules_of, to_torch
 from llamo_jax.parameters import WeightsError, abstract_arrays
-from llamo_jax.training import checkpoints
+from llamo_jax.training import checkpoints, workdir
 from llamo_jax.weights import Weights, write_file
 
 
@@ -88,8 +76,8 @@ def from_official(options: argparse.Namespace) -> None:
 def to_peft(options: argparse.Namespace) -> None:
     """The adapters, for PEFT; and the graph side."""
     stored = _read(options.checkpoint)
-    if not stored.config.lora.rank:
-        raise WeightsError(f"{options.checkpoint} has no adapters; use to_huggingface")
+    if not adapted_projections(stored.config.lora):
+        raise WeightsError(f"{options.checkpoint} has no adapters on its language model; use to_huggingface")
     base_model = options.base_model or (stored.huggingface or {}).get("_name_or_path", "")
     language_model = below("language_model/", stored.weights)
 
@@ -104,16 +92,16 @@ def to_huggingface(options: argparse.Namespace) -> None:
     """The language model, adapters merged, for transformers; and the graph side."""
     stored = _read(options.checkpoint)
     decoder = stored.config.language_model
-    language_model = below("language_model/", stored.weights)
+    language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
     hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
-    tensors = huggingface.torch_tensors(decoder, stored.config.lora, language_model)
+    tensors = to_torch(language_model_rules(decoder), language_model)
 
     def write(folder: Path) -> None:
         write_file(folder / "model.safetensors", tensors)
-        (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n")
+        storage.write_json(folder / "config.json", hf)
         _write_graph_side(folder, stored)
         if (options.checkpoint / "tokenizer").is_dir():
-            shutil.copytree(options.checkpoint / "tokenizer", folder, dirs_exist_ok=True)
+            storage.copy_folder(options.checkpoint / "tokenizer", folder)
 
     _new_folder(options.output, write)
 
@@ -122,7 +110,7 @@ def _model_config(
     encoder: GraphEncoderConfig, projector: ProjectorConfig, decoder: DecoderConfig, lora: LoRAConfig, dtype: np.dtype
 ) -> ModelConfig:
     """float32 weights stay and compute in float32; others are trained and run in bfloat16, as in the presets."""
-    kind = "float32" if dtype == np.float32 else "bfloat16"
+    kind: Dtype = "float32" if dtype == np.float32 else "bfloat16"
     return ModelConfig(
         graph_encoder=encoder,
         projector=projector,
@@ -169,37 +157,38 @@ def _read(folder: Path) -> ModelFolder:
     """A model folder, or a run with the weights of all it started from, on the first device."""
     if is_model_folder(folder):
         return read_model(folder)
-    config = checkpoints.read_config(folder)
+    config = workdir.read_config(folder)
     model = dataclasses.replace(config.model, quantize="none")  # what was frozen is still whole where it came from
     definition = define_model(model)
     abstract = abstract_arrays(definition.variables, model.frozen_dtype, sharding.single_device_mesh(), trained={})
     arrays = checkpoints.load_weights(folder, abstract).arrays
-    return ModelFolder(model, arrays, config.prompt, huggingface=checkpoints.read_origin(folder))
+    return ModelFolder(model, arrays, config.prompt, huggingface=workdir.read_origin(folder))
 
 
 def _write_graph_side(folder: Path, stored: ModelFolder) -> None:
-    """What there is of encoder and projector under the original's names, for torch, with their configuration."""
+    """What there is of encoder and projector, adapters merged, for torch, with their configuration.
+
+    Under the names that their kinds give; our own paths, where a kind has no names of its own.
+    """
     config = stored.config
-    if "graph_encoder" in stored.parts:
-        encoder = to_torch(graph_encoder_rules(config.graph_encoder), below("graph_encoder/", stored.weights))
-        counters = {name: np.zeros((), np.int64) for name in batch_norm_counters(config.graph_encoder)}
-        write_file(folder / "graph_encoder.safetensors", encoder | counters)
-    if "projector" in stored.parts:
-        rules = projector_rules(config.projector, config.num_levels)
-        write_file(folder / "projector.safetensors", to_torch(rules, below("projector/", stored.weights)))
-    content = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}
-    (folder / official.GRAPH_CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    tables: tuple[tuple[str, Any, tuple, Weights], ...] = (
+        ("graph_encoder", config.graph_encoder, (), config.graph_encoder.torch_extras()),
+        ("projector", config.projector, (config.num_levels,), {}),
+    )
+    for part, module, args, extras in tables:
+        if part in stored.parts:
+            arrays = huggingface.merged(below(f"{part}/", stored.weights), config.lora)
+            tensors = to_torch(rules_of(module, {name: array.shape for name, array in arrays.items()}, *args), arrays)
+            write_file(folder / f"{part}.safetensors", {**tensors, **extras})
+    content: dict[str, Any] = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}
+    content["schema_version"] = SCHEMA_VERSION
+    storage.write_json(folder / official.GRAPH_CONFIG, content)
 
 
 def _new_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """A folder that exists whole or not at all; raises WeightsError if there is one already."""
-    if folder.exists():
-        raise WeightsError(f"{folder} exists already; remove it or choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    partial.rename(folder)
+    """A folder that exists whole or not at all; raises DataError if there is one already."""
+    with storage.new_folder(folder) as partial:
+        write(Path(partial))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
@@ -235,8 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     quiet_libraries()
     try:
+        storage.check_new(options.output)  # before anything takes time
         options.run(options)
-    except (ConfigError, DataError, WeightsError, checkpoints.CheckpointError) as error:
+    except (ConfigError, DataError, WeightsError, workdir.CheckpointError) as error:
         sys.exit(f"llamo_jax.convert: {error}")
     except OSError as error:
         sys.exit(f"llamo_jax.convert: {error.filename or options.output}: {error.strerror or error}")

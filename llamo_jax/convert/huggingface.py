@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
-from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, from_torch, language_model_rules, to_torch
+from llamo_jax.config import ConfigError
+from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, language_model_rules
+from llamo_jax.models import DecoderConfig, LoRAConfig
+from llamo_jax.models.llama import RopeScaling
+from llamo_jax.models.lora import PARTS
+from llamo_jax.models.torch_names import from_torch
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Layer, Lazy, Stacked, Weights, read_folder
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 _FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja",
           "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
-NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=("query", "value"))
+NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=("language_model/layers/(query|value)",))
 _DEAD = r"(.*\.)?rotary_emb\.inv_freq"
 """Buffers that old checkpoints hold and that follow from the configuration."""
 
@@ -141,7 +145,7 @@ def read_language_model(folder: Path) -> tuple[DecoderConfig, dict[str, Any], di
         if not np.array_equal(tensors["lm_head.weight"][...], tensors["model.embed_tokens.weight"][...]):
             raise WeightsError(f"{folder}: tie_word_embeddings is set, but lm_head.weight is another matrix")
         del tensors["lm_head.weight"]
-    return config, from_torch(language_model_rules(config), tensors, decoder_shapes(config, NO_LORA)), hf
+    return config, from_torch(language_model_rules(config), tensors, decoder_shapes(config)), hf
 
 
 def without_dead(tensors: Weights) -> dict[str, Any]:
@@ -171,16 +175,21 @@ def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype:
     return hf
 
 
-def torch_tensors(config: DecoderConfig, lora: LoRAConfig, arrays: Weights) -> dict[str, Any]:
-    """Hugging Face's tensors of the decoder, adapters merged into the weights they adapt (in float32)."""
-    merged = {path: array for path, array in arrays.items() if not path.endswith(("/lora_a", "/lora_b"))}
-    for target in lora.targets if lora.rank else ():
-        name = f"layers/{target}"
-        kernel, a, b = (arrays[f"{name}/{part}"] for part in ("kernel", "lora_a", "lora_b"))
-        scale = lora.alpha / lora.rank
-        layers = [Merged(Layer(kernel, i), Layer(a, i), Layer(b, i), scale) for i in range(config.num_layers)]
-        merged[f"{name}/kernel"] = Stacked(layers)
-    return to_torch(language_model_rules(config), merged)
+def merged(arrays: Weights, lora: LoRAConfig) -> dict[str, Any]:
+    """Weights by path, adapters merged into the matrices that they adapt (in float32), layer by layer if stacked."""
+    result = {path: array for path, array in arrays.items() if path.rpartition("/")[2] not in PARTS}
+    for path in arrays:
+        stem, _, part = path.rpartition("/")
+        if part != PARTS[0]:
+            continue
+        kernel, a, b = (arrays[f"{stem}/{name}"] for name in ("kernel", *PARTS))
+        if len(kernel.shape) == 2:
+            result[f"{stem}/kernel"] = Merged(kernel, a, b, lora.scale)
+        else:
+            result[f"{stem}/kernel"] = Stacked(
+                [Merged(Layer(kernel, i), Layer(a, i), Layer(b, i), lora.scale) for i in range(kernel.shape[0])]
+            )
+    return result
 
 
 class Merged(Lazy):

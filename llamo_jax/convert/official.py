@@ -12,21 +12,17 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flax import nnx
 
-from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
-from llamo_jax.config import ConfigError, DecoderConfig, GraphEncoderConfig, LoRAConfig, ProjectorConfig, from_dict
+from llamo_jax.config import ConfigError
 from llamo_jax.convert.huggingface import NO_LORA, decoder_config, read_json, without_dead
-from llamo_jax.convert.names import (
-    below,
-    decoder_shapes,
-    encoder_shapes,
-    from_torch,
-    graph_encoder_rules,
-    language_model_rules,
-    lora_rules,
-    projector_rules,
-    projector_shapes,
-)
+from llamo_jax.convert.names import adapted_projections, below, decoder_shapes, language_model_rules, lora_rules
+from llamo_jax.models import DecoderConfig, GINConfig, LoRAConfig, MultiLevelConfig
+from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
+from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
+from llamo_jax.models.migrations import SchemaError, migrated_model
+from llamo_jax.models.projectors import PROJECTORS
+from llamo_jax.models.torch_names import from_torch, rules_of, variable_shapes
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Lazy, Weights, finite, read_file
 
@@ -36,22 +32,13 @@ DEAD = (
 )
 """Tensors of a Lightning checkpoint that nothing depends on; any other that is left over is an error."""
 
-LORA = LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=("query", "value"))
+LORA = LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=("language_model/layers/(query|value)",))
 """The original's adapters: written into its code, whatever its command line said."""
 
-GRAPH_ENCODER = GraphEncoderConfig(ATOM_CARDINALITIES, BOND_CARDINALITIES, width=300, num_layers=5, dropout=0.0)
+GRAPH_ENCODER = GINConfig.paper()
 """MoleculeSTM's and LLaMo's."""
 
-
-PROJECTOR = ProjectorConfig(
-    motif_features=MOTIF_FEATURES,
-    num_motif_queries=4,
-    num_level_queries=4,
-    num_heads=4,
-    depth=6,
-    layer_norm_eps=1e-5,
-    share_level_attention=True,
-)
+PROJECTOR = MultiLevelConfig.paper(share_level_attention=True)
 """The original's: its code shares one attention between the levels, which its paper does not say."""
 
 GRAPH_CONFIG = "graph_config.json"
@@ -67,11 +54,9 @@ def graph_configs(graph_encoder: Path | None, projector: Path | None) -> tuple[G
         if file and (path := file.parent / GRAPH_CONFIG).is_file():
             content = read_json(path)
             try:
-                return (
-                    from_dict(GraphEncoderConfig, content["graph_encoder"], "graph_encoder"),
-                    from_dict(ProjectorConfig, content["projector"], "projector"),
-                )
-            except (KeyError, ConfigError) as error:
+                content = migrated_model(content | {"lora": {"targets": ()}}, content.get("schema_version", 1))
+                return GRAPH_ENCODERS.parse(content["graph_encoder"]), PROJECTORS.parse(content["projector"])
+            except (KeyError, TypeError, ValueError, ConfigError, SchemaError) as error:
                 raise WeightsError(f"{path} is damaged: {error}") from None
     shared = projector is not None and not any(name.startswith("cross_attention.1.") for name in read_file(projector))
     return GRAPH_ENCODER, dataclasses.replace(PROJECTOR, share_level_attention=shared)
@@ -112,10 +97,9 @@ class Checkpoint:
 def read_graph_encoder(path: Path, config: GraphEncoderConfig, notes: list[str]) -> dict[str, Any]:
     """MoleculeSTM's `molecule_model.pth`, or the same tensors as safetensors, as arrays by path.
 
-    Its prediction head is left out; what had to be adapted is appended to `notes`.
+    What had to be adapted is appended to `notes`.
     """
     tensors: Weights = read_file(path) if path.suffix == ".safetensors" else read_torch(path)
-    tensors = {name: t for name, t in tensors.items() if not name.startswith("graph_pred_linear.")}
     return _graph_encoder({name: as_array(name, tensor) for name, tensor in tensors.items()}, config, notes)
 
 
@@ -125,18 +109,16 @@ def read_projector(path: Path, config: ProjectorConfig, encoder: GraphEncoderCon
 
 
 def _graph_encoder(tensors: Weights, config: GraphEncoderConfig, notes: list[str]) -> dict[str, Any]:
-    """Encoders from OGB before 1.3.6 know four kinds of chirality; the fifth (non-tetrahedral) becomes zeros."""
-    tensors = {name: t for name, t in tensors.items() if not name.endswith(".num_batches_tracked")}
-    chirality = "molecule_node_model.atom_encoder.atom_embedding_list.1.weight"
-    if chirality in tensors and tensors[chirality].shape[0] == config.atom_cardinalities[1] - 1:
-        tensors[chirality] = np.pad(np.asarray(tensors[chirality][...]), ((0, 1), (0, 0)))
-        notes.append("the graph encoder knows 4 kinds of chirality; a zero row is added for the fifth (OGB 1.3.6)")
-    return from_torch(graph_encoder_rules(config), tensors, encoder_shapes(config))
+    tensors, found = config.adapted(tensors)
+    notes += found
+    shapes = variable_shapes(lambda: config.build(rngs=nnx.Rngs(0)))
+    return from_torch(rules_of(config, shapes), tensors, shapes)
 
 
 def _projector(tensors: Weights, config: ProjectorConfig, encoder: GraphEncoderConfig, width: int) -> dict[str, Any]:
-    rules = projector_rules(config, encoder.num_layers + 1)
-    return from_torch(rules, tensors, projector_shapes(config, encoder, width))
+    levels = encoder.num_levels
+    shapes = variable_shapes(lambda: config.build(encoder.width, levels, width, rngs=nnx.Rngs(0)))
+    return from_torch(rules_of(config, shapes, levels), tensors, shapes)
 
 
 def _one_attention(tensors: Weights) -> dict[str, Any]:
@@ -150,7 +132,7 @@ def _one_attention(tensors: Weights) -> dict[str, Any]:
         first = f"cross_attention.0.{level[2]}"
         if first not in tensors or not np.array_equal(tensors[first][...], tensor[...]):
             raise WeightsError(f"abstractor.{name} differs from abstractor.{first}: the original has one attention")
-    expected = {f"cross_attention.{level}" for level in range(GRAPH_ENCODER.num_layers + 1)}
+    expected = {f"cross_attention.{level}" for level in range(GRAPH_ENCODER.num_levels)}
     missing = expected - {".".join(name.split(".")[:2]) for name in tensors}
     if missing:
         raise WeightsError(f"abstractor: missing {sorted(missing)}")
@@ -168,8 +150,8 @@ def _language_model(tensors: Weights, config: DecoderConfig) -> tuple[LoRAConfig
     """Stage 1: Hugging Face's names; stage 2: PEFT's, with adapters."""
     wrapper = "base_model.model."
     if not any(name.startswith(wrapper) for name in tensors):
-        return NO_LORA, from_torch(language_model_rules(config), tensors, decoder_shapes(config, NO_LORA))
-    base = language_model_rules(config, wrapper, LORA.targets)
+        return NO_LORA, from_torch(language_model_rules(config), tensors, decoder_shapes(config))
+    base = language_model_rules(config, wrapper, adapted_projections(LORA))
     adapter = lora_rules(config, LORA, ".default")
     return LORA, from_torch([*base, *adapter], tensors, decoder_shapes(config, LORA))
 

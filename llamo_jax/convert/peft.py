@@ -1,12 +1,13 @@
 """LoRA adapters as PEFT saves them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from llamo_jax.config import DecoderConfig, LoRAConfig
+from data_pipeline import storage
 from llamo_jax.convert.huggingface import adapter_target, read_json
-from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, from_torch, lora_rules, to_torch
+from llamo_jax.convert.names import PROJECTIONS, adapted_projections, decoder_shapes, lora_rules
+from llamo_jax.models import DecoderConfig, LoRAConfig
+from llamo_jax.models.torch_names import from_torch, to_torch
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Weights, read_file, write_file
 
@@ -45,7 +46,7 @@ def read_adapter(folder: Path, config: DecoderConfig) -> tuple[LoRAConfig, dict[
             rank=content["r"],
             alpha=float(content["lora_alpha"]),
             dropout=float(content["lora_dropout"]),
-            targets=tuple(name for name in PROJECTIONS if name in found),
+            targets=tuple(f"language_model/layers/{name}" for name in PROJECTIONS if name in found),
         )
     except KeyError as error:
         raise WeightsError(f"{folder}/adapter_config.json lacks {error}") from None
@@ -66,8 +67,8 @@ def write_adapter(folder: Path, config: DecoderConfig, lora: LoRAConfig, arrays:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": [PROJECTIONS[name].split(".")[1] for name in lora.targets],
+        "target_modules": [PROJECTIONS[name].split(".")[1] for name in adapted_projections(lora)],
         "bias": "none",
         "fan_in_fan_out": False,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(content, indent=2) + "\n")
+    storage.write_json(folder / "adapter_config.json", content)

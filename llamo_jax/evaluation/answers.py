@@ -16,7 +16,11 @@ _YES_NO = re.compile(r"\b(?:(yes|true)|(no|not|false))\b", re.IGNORECASE)
 
 
 def number_in(text: str) -> float | None:
-    """The first number that an answer gives; None if there is none, or it is not finite."""
+    """The first number that an answer gives; None if there is none, or it is not finite.
+
+    >>> number_in("The logP is \N{MINUS SIGN}1.5, at pH 7.4."), number_in("It is 2-methylbutane.")
+    (-1.5, None)
+    """
     match = _NUMBER.search(text)
     if match is None:
         return None

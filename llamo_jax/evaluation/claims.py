@@ -70,7 +70,11 @@ _NEGATION = re.compile(r"\b(?:no|not|without|lacks?|lacking|neither|nor|free of|
 
 
 def claims_in(text: str) -> list[Claim]:
-    """The claims of a text, each once."""
+    """The claims of a text, each once.
+
+    >>> [(claim.name, claim.number) for claim in claims_in("It has 2 ester groups and no ketone.")]
+    [('group:ester', 2), ('ketone', 0)]
+    """
     text = _ELSEWHERE.sub(" ", text)
     claims = [*_named(text), *_counted(text)]
     return list(dict.fromkeys(claims))

@@ -1,6 +1,5 @@
 """Files of predictions: JSON lines of {"prediction", "target"}, and whatever else is known of a row."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,13 +38,6 @@ def read_predictions(path: Path) -> Predictions:
     if not rows:
         raise DataError(f'{path}: no row with "prediction" and "target"; {dict(broken)}')
     return Predictions(rows, dict(broken), lines[:SHOWN])
-
-
-def write_predictions(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows in one step: readers see the old or the new file, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
 
 
 def _fault(row: dict[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
+from data_pipeline import storage
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from llamo_jax.evaluation.scores import MOLECULE, ROW_SCORES, kind_of
 
@@ -50,9 +51,7 @@ def write_report(path: Path, task: str, metrics: Mapping[str, Any], rows: Sequen
     sections = _sections(task, metrics, rows)
     title = f"{task}: {len(rows):,} answers"
     render = _markdown if path.suffix == ".md" else _html
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render(title, sections), encoding="utf-8")
-    partial.replace(path)
+    storage.write_text(path, render(title, sections))
 
 
 def _sections(task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Section]:

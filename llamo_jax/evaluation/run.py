@@ -4,6 +4,7 @@ A workdir holds `evaluation.json` (what is evaluated and how), `answers.partial.
 and at the end `predictions.jsonl`, `metrics.json`, `false_claims.jsonl` (descriptions only) and `report.html`.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -14,75 +15,85 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
+from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
-from data_pipeline.errors import DataError
 from data_pipeline.jobs import Runner
 from data_pipeline.records import featurized
 from llamo_jax import distributed
-from llamo_jax.config import ConfigError, EvaluationConfig, from_dict, to_dict
+from llamo_jax.config import ConfigError, differences, from_dict, to_dict
 from llamo_jax.evaluation.answers import classification_scores
 from llamo_jax.evaluation.claims import checked_rows
+from llamo_jax.evaluation.config import EvaluationConfig
 from llamo_jax.evaluation.examples import Example, Examples, read_examples
 from llamo_jax.evaluation.graph_use import likelihood_graph_use
 from llamo_jax.evaluation.metric_tokenizer import load_metric_tokenizer
-from llamo_jax.evaluation.predictions import write_predictions
 from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import YES_NO, kind_of, score
 from llamo_jax.generation.generator import Generator
 from llamo_jax.loading import load_generator
-from llamo_jax.training.checkpoints import write_json
 
 EMBEDDED = "embedded"
-CONTEXTS = ("full", "questions_only")
+
+RECORDED_VERSIONS = ("jax", "rdkit", "nltk", "rouge_score")
+
+MAY_CHANGE = ("checkpoint", "data", "cache_dir", "tensor")
+"""Fields that may differ between two starts of one evaluation: the first two are compared by their content."""
 
 
 def read_config(values: Mapping[str, Any]) -> EvaluationConfig:
     """The configuration of an evaluation from its config file; raises ConfigError or DataError."""
     config = from_dict(EvaluationConfig, values.to_dict() if hasattr(values, "to_dict") else values)
     kind_of(config.task)
-    if config.context not in CONTEXTS:
-        raise ConfigError(f"config.context: {config.context!r} is not one of {', '.join(CONTEXTS)}")
-    if not config.checkpoint:
-        raise ConfigError("config.checkpoint: give a run's workdir or a model folder")
     return config
 
 
-def evaluate(config: EvaluationConfig, workdir: Path) -> dict[str, Any]:
+def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
     """Answers, scores, report; the content of metrics.json. Continues what an interrupted one has answered.
 
-    Raises ConfigError if another evaluation is in `workdir`.
+    Raises ConfigError if another evaluation is in `workdir`, before anything there is changed.
     """
     tokenizer = load_metric_tokenizer(config.metric_tokenizer)  # before anything takes time
     found = read_examples(_source(config), config.task, config.split, config.limit)
     generator, fingerprint = load_generator(config.checkpoint, decoding=config.decoding, tensor=config.tensor)
-    about = {"model": fingerprint[:16], "data": found.fingerprint, "config": to_dict(config)}
-    _claim(workdir, about)
-    distributed.say(f"{len(found.examples):,} examples{_rejected(found)}; everything goes into {workdir}")
-    rows = _answers(config, workdir, generator, found.examples)
-    extra = _beyond(config, generator, found.examples)
-    metrics: dict[str, Any] = {"task": config.task, "rows": len(rows)}
-    if distributed.is_main():
-        metrics |= score(config.task, rows, tokenizer) | extra
-        metrics |= {
-            "model": {"checkpoint": config.checkpoint, "fingerprint": about["model"]},
-            "source": {"data": config.data, "split": config.split, "fingerprint": about["data"]},
-            "rejected": found.rejected,
-            "decoding": to_dict(config.decoding),
-            "context": config.context,
-            "git_commit": _git_commit(),
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "rdkit", "nltk", "rouge_score")},
-        }
-        write_predictions(workdir / "predictions.jsonl", rows)
-        if "hallucination" in metrics:
-            write_predictions(workdir / "false_claims.jsonl", checked_rows(rows))
-        write_json(workdir / "metrics.json", metrics)
-        write_report(workdir / "report.html", config.task, metrics, rows)
-        _partial(workdir).unlink(missing_ok=True)
-    distributed.wait("evaluated")
+    about = {
+        "model": fingerprint[:16],
+        "data": found.fingerprint,
+        "prompt": generator.encoder.fingerprint()[:16],
+        "config": {name: value for name, value in to_dict(config).items() if name not in MAY_CHANGE},
+    }
+    folder = storage.make_folder(workdir) if distributed.is_main() else storage.as_path(workdir)
+    with storage.locked(folder) if distributed.is_main() else contextlib.nullcontext():
+        distributed.wait("workdir locked")
+        _claim(folder, about)
+        distributed.log(f"{len(found.examples):,} examples{_rejected(found)}; everything goes into {folder}")
+        rows = _answers(config, folder, generator, found.examples)
+        extra = _beyond(config, generator, found.examples)
+        metrics: dict[str, Any] = {"task": config.task, "rows": len(rows)}
+        if distributed.is_main():
+            metrics |= score(config.task, rows, tokenizer) | extra
+            metrics |= {
+                "model": {"checkpoint": config.checkpoint, "fingerprint": about["model"]},
+                "source": {"data": config.data, "split": config.split, "fingerprint": about["data"]},
+                "rejected": found.rejected,
+                "decoding": to_dict(config.decoding),
+                "context": config.context,
+                "git_commit": _git_commit(),
+                "versions": {
+                    name: importlib.metadata.version(name) for name in ("jax", "rdkit", "nltk", "rouge_score")
+                },
+            }
+            storage.write_json_lines(folder / "predictions.jsonl", rows)
+            if "hallucination" in metrics:
+                storage.write_json_lines(folder / "false_claims.jsonl", checked_rows(rows))
+            storage.write_json(folder / "metrics.json", metrics)
+            write_report(folder / "report.html", config.task, metrics, rows)
+            _partial(folder).unlink(missing_ok=True)
+        distributed.wait("evaluated")
     return metrics
 
 
@@ -97,50 +108,51 @@ def _source(config: EvaluationConfig) -> Path:
     return folder
 
 
-def _claim(workdir: Path, about: dict[str, Any]) -> None:
-    """Makes the folder, or checks that the same evaluation was begun there."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot create the workdir {workdir}: {error.strerror}") from None
+def _claim(workdir: epath.Path, about: Mapping[str, Any]) -> None:
+    """Notes what is evaluated, or checks that the same evaluation was begun here; process 0 writes."""
     path = workdir / "evaluation.json"
-    about = json.loads(json.dumps(about))
-    if path.is_file():
+    if path.exists():
         there = json.loads(path.read_text())
-        differ = [key for key in ("model", "data") if there.get(key) != about[key]]
-        differ += [f"config.{key}" for key, value in about["config"].items() if there["config"].get(key) != value]
-        if differ:
+        kept = {name: value for name, value in there["config"].items() if name not in MAY_CHANGE}
+        found = [
+            f"the {name} ({there[name]} there)"
+            for name in ("model", "data", "prompt")
+            if name in there and there[name] != about[name]
+        ]
+        found += differences(kept, about["config"])
+        if found:
             raise ConfigError(
-                f"{workdir} holds another evaluation ({', '.join(differ)} differ); choose another --workdir"
+                f"{workdir} holds another evaluation; what differs: {'; '.join(found)}. Choose another --workdir"
             )
-    elif any(workdir.iterdir()):
+    elif any(found.name != storage.LOCK for found in workdir.iterdir()):
         raise ConfigError(f"{workdir} is not empty and holds no evaluation; choose another --workdir")
     distributed.wait("workdir looked at")
-    write_json(path, about)
+    if distributed.is_main():
+        storage.write_json(path, about)
 
 
-def _partial(workdir: Path) -> Path:
+def _partial(workdir: epath.Path) -> epath.Path:
     return workdir / "answers.partial.jsonl"
 
 
 def _answers(
-    config: EvaluationConfig, workdir: Path, generator: Generator, examples: Sequence[Example]
+    config: EvaluationConfig, workdir: epath.Path, generator: Generator, examples: Sequence[Example]
 ) -> list[dict[str, Any]]:
     """One row for each example, in their order; rows that an interrupted evaluation has made are read."""
     done = _read_done(workdir)
     distributed.wait("answers read")
     missing = [index for index in range(len(examples)) if index not in done]
     if done:
-        distributed.say(f"continuing: {len(done):,} of {len(examples):,} are answered")
+        distributed.log(f"continuing: {len(done):,} of {len(examples):,} are answered")
     prompts = [examples[index].prompt for index in missing]
     answers = generator.generate(prompts, numbers=missing, questions_only=config.context == "questions_only")
     progress = tqdm(total=len(missing), desc="answers", unit=" rows", disable=None if distributed.is_main() else True)
-    with _partial(workdir).open("a", encoding="utf-8") if distributed.is_main() else open(os.devnull, "w") as file:
+    with storage.LineWriter(_partial(workdir)) if distributed.is_main() else contextlib.nullcontext() as file:
         for place, samples in answers:
             index = missing[place]
             done[index] = _row(index, examples[index], samples)
-            file.write(json.dumps(done[index], ensure_ascii=False) + "\n")
-            file.flush()
+            if file is not None:
+                file.write(done[index])
             progress.update()
     progress.close()
     rows = [done[index] for index in range(len(examples))]
@@ -150,21 +162,10 @@ def _answers(
     return rows
 
 
-def _read_done(workdir: Path) -> dict[int, dict[str, Any]]:
-    """The rows that are answered, by index: of a finished evaluation, and of an interrupted one.
-
-    A line that was cut short is left out, and away.
-    """
-    done: dict[int, dict[str, Any]] = {}
-    for path in (workdir / "predictions.jsonl", _partial(workdir)):
-        if not path.is_file():
-            continue
-        with path.open(encoding="utf-8", newline="\n") as file:  # texts may hold other ends of lines
-            lines = list(file)
-        done |= {row["index"]: row for row in (json.loads(line) for line in lines if line.endswith("\n"))}
-        if lines and not lines[-1].endswith("\n") and distributed.is_main():
-            write_predictions(path, list(done.values()))
-    return done
+def _read_done(workdir: epath.Path) -> dict[int, dict[str, Any]]:
+    """The rows that are answered, by index: of a finished evaluation, and of an interrupted one."""
+    rows = [*storage.read_json_lines(workdir / "predictions.jsonl"), *storage.read_json_lines(_partial(workdir))]
+    return {row["index"]: row for row in rows}
 
 
 def _row(index: int, example: Example, samples: Sequence[Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int, Key, UInt32
@@ -17,11 +16,12 @@ from jaxtyping import Bool, Float, Int, Key, UInt32
 from data_pipeline.batch import Batch
 from llamo_jax import sharding
 from llamo_jax.config import DecodingConfig
+from llamo_jax.generation.few_rows import COMPILER_OPTIONS
 from llamo_jax.generation.processing import next_token, processed
 from llamo_jax.models import LLaMo
-from llamo_jax.models.definition import DecodingArrays, ModelDefinition
-from llamo_jax.models.few_rows import COMPILER_OPTIONS
-from llamo_jax.models.llama import KVCache, LlamaDecoder, map_layers
+from llamo_jax.models.definition import ModelDefinition
+from llamo_jax.models.llama import LlamaDecoder
+from llamo_jax.parameters import Arrays
 
 T = TypeVar("T")
 
@@ -37,24 +37,10 @@ class Generated(NamedTuple):
     lengths: Int[Array, " B"]
 
 
-class Decoder(NamedTuple):
-    """A decoder that takes one token at a time, and the states of its layers, where these are apart."""
-
-    module: LlamaDecoder
-    layer_states: list[nnx.State] | None
-
-    def __call__(
-        self, cache: KVCache, filled: Int[Array, " B"], tokens: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B D"], KVCache]:
-        """One more token for each row of the cache; the hidden states that the next ones follow from."""
-        hidden, cache = self.module.extend(cache, filled, self.module.embed(tokens[:, None]), self.layer_states)
-        return hidden[:, 0], cache
-
-
 class Rows(NamedTuple):
     """Answers in the making. The last token of each has been chosen, but has not gone through the model yet."""
 
-    cache: KVCache
+    cache: Any  # of the decoder's type: models.llama.KVCache, or generation.cpu.LayerCaches
     filled: Int[Array, " B"]  # tokens in the cache: the prompt, and the answer but for its last token
     generated: Generated
     finished: Bool[Array, " B"]
@@ -62,9 +48,7 @@ class Rows(NamedTuple):
     seen: Bool[Array, "B V"] | None  # tokens of prompt and answer; only for a repetition penalty
 
 
-def greedy(
-    definition: ModelDefinition, arrays: DecodingArrays, batch: Batch, *, max_new_tokens: int, eos_id: int
-) -> Generated:
+def greedy(definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new_tokens: int, eos_id: int) -> Generated:
     """The most probable continuation of each row; W = max_new_tokens. See `generate`."""
     decoding = DecodingConfig(max_new_tokens=max_new_tokens)
     keys = jax.random.split(jax.random.key(0), batch.tokens.shape[0])
@@ -74,7 +58,7 @@ def greedy(
 @functools.partial(jax.jit, static_argnames=("definition", "decoding", "stop_ids"), compiler_options=COMPILER_OPTIONS)
 def generate(
     definition: ModelDefinition,
-    arrays: DecodingArrays,
+    arrays: Arrays,
     batch: Batch,
     keys: Key[Array, " B"],
     *,
@@ -87,16 +71,15 @@ def generate(
     """
     model = definition.merge(arrays)
     slots = batch.tokens.shape[1] + decoding.max_new_tokens
-    rows = _started(model, definition.layer_states(arrays), batch, keys, slots, decoding, stop_ids)
-    decoder = Decoder(model.language_model, definition.layer_states(arrays))
-    rows = _continued(decoder, rows, decoding.max_new_tokens, decoding, stop_ids)
+    rows = _started(model, batch, keys, slots, decoding, stop_ids)
+    rows = _continued(model.language_model, rows, decoding.max_new_tokens, decoding, stop_ids)
     return replicated(rows.generated)
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "rows", "slots", "decoding", "stop_ids"))
 def empty_rows(
     definition: ModelDefinition,
-    arrays: DecodingArrays,
+    arrays: Arrays,
     *,
     rows: int,
     slots: int,
@@ -107,7 +90,7 @@ def empty_rows(
     model = definition.merge(arrays)
     vocabulary = model.language_model.config.vocab_size
     return Rows(
-        model.language_model.empty_cache(rows, slots, layers_apart=definition.layer_states(arrays) is not None),
+        model.language_model.empty_cache(rows, slots),
         jnp.zeros(rows, jnp.int32),
         _blank(rows, decoding, stop_ids),
         jnp.ones(rows, bool),
@@ -124,11 +107,11 @@ def empty_rows(
 )
 def admit(
     definition: ModelDefinition,
-    arrays: DecodingArrays,
+    arrays: Arrays,
     rows: Rows,
     batch: Batch,
-    key_data: UInt32[Array, "R 2"],
-    places: Int[Array, " R"],
+    key_data: UInt32[Array, "n 2"],
+    places: Int[Array, " n"],
     *,
     decoding: DecodingConfig,
     stop_ids: tuple[int, ...],
@@ -136,12 +119,12 @@ def admit(
     """`rows` with new prompts at `places`, whatever was there; each has its first token.
 
     key_data: of the keys that tokens are drawn with, as numbers, which a program of several processes can be given.
-    Of the batch's R rows, those beyond its prompts have a place that does not exist. `rows` is donated.
+    Of the batch's n rows, those beyond its prompts have a place that does not exist. `rows` is donated.
     """
     keys = jax.random.wrap_key_data(key_data)
     model, length = definition.merge(arrays), batch.tokens.shape[1]
-    new = _started(model, definition.layer_states(arrays), batch, keys, length, decoding, stop_ids)
-    cache = map_layers(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), rows.cache, new.cache)
+    new = _started(model, batch, keys, length, decoding, stop_ids)
+    cache = rows.cache.map(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), new.cache)
     merged = (
         jax.tree.map(lambda old, x: old.at[places].set(x, mode="drop"), mine, theirs)
         for mine, theirs in zip(rows[1:], new[1:], strict=True)
@@ -157,7 +140,7 @@ def admit(
 )
 def advance(
     definition: ModelDefinition,
-    arrays: DecodingArrays,
+    arrays: Arrays,
     rows: Rows,
     *,
     tokens: int,
@@ -168,15 +151,12 @@ def advance(
 
     The latter two are the same on every device, so that each process can read them. `rows` is donated.
     """
-    model = definition.merge(arrays)
-    decoder = Decoder(model.language_model, definition.layer_states(arrays))
-    rows = _continued(decoder, rows, tokens, decoding, stop_ids)
+    rows = _continued(definition.merge(arrays).language_model, rows, tokens, decoding, stop_ids)
     return rows, replicated(rows.generated), replicated(rows.finished)
 
 
 def _started(
     model: LLaMo,
-    layer_states: list[nnx.State] | None,
     batch: Batch,
     keys: Key[Array, " B"],
     slots: int,
@@ -185,7 +165,7 @@ def _started(
 ) -> Rows:
     """The prompts through the model, and the first token of each answer."""
     rows = batch.tokens.shape[0]
-    hidden, cache, lengths = prefill(model, batch, slots, layer_states)
+    hidden, cache, lengths = prefill(model, batch, slots)
     seen = None
     if decoding.repetition_penalty != 1:
         seen = seen_tokens(batch, model.language_model.config.vocab_size)
@@ -193,19 +173,21 @@ def _started(
     return _chosen(model.language_model, state, hidden, decoding, stop_ids)
 
 
-def _continued(decoder: Decoder, rows: Rows, tokens: int, decoding: DecodingConfig, stop_ids: tuple[int, ...]) -> Rows:
+def _continued(
+    decoder: LlamaDecoder, rows: Rows, tokens: int, decoding: DecodingConfig, stop_ids: tuple[int, ...]
+) -> Rows:
     """Up to `tokens` more tokens, until all rows are finished."""
 
     def step(carry: tuple[Int[Array, ""], Rows]) -> tuple[Int[Array, ""], Rows]:
         count, rows = carry
-        hidden, cache = decoder(rows.cache, rows.filled, last_tokens(rows.generated))
+        hidden, cache = next_hidden(decoder, rows.cache, rows.filled, last_tokens(rows.generated))
         rows = rows._replace(cache=cache, filled=rows.filled + ~rows.finished)
-        return count + 1, _chosen(decoder.module, rows, hidden, decoding, stop_ids)
+        return count + 1, _chosen(decoder, rows, hidden, decoding, stop_ids)
 
-    def going_on(carry: tuple[Int[Array, ""], Rows]) -> Bool[Array, ""]:
+    def unfinished(carry: tuple[Int[Array, ""], Rows]) -> Bool[Array, ""]:
         return (carry[0] < tokens) & ~jnp.all(carry[1].finished)
 
-    return jax.lax.while_loop(going_on, step, (jnp.zeros((), jnp.int32), rows))[1]
+    return jax.lax.while_loop(unfinished, step, (jnp.zeros((), jnp.int32), rows))[1]
 
 
 def _chosen(
@@ -220,7 +202,9 @@ def _chosen(
     old, everyone = rows.generated, jnp.arange(len(logits))
     token = next_token(processed(logits, rows.seen, old.lengths, decoding, stop_ids), rows.keys, old.lengths, decoding)
     log_probability = logits[everyone, token] - jax.nn.logsumexp(logits, axis=-1)
-    place = jnp.where(rows.finished, decoding.max_new_tokens, old.lengths)  # beyond the end: dropped
+    # rows that are finished go on through the model with the others (shapes are static), but write beyond the end,
+    # where mode="drop" loses it
+    place = jnp.where(rows.finished, decoding.max_new_tokens, old.lengths)
     generated = Generated(
         old.tokens.at[everyone, place].set(token, mode="drop"),
         old.log_probabilities.at[everyone, place].set(log_probability, mode="drop"),
@@ -232,11 +216,10 @@ def _chosen(
     return rows._replace(generated=generated, finished=finished, seen=seen)
 
 
-def prefill(
-    model: LLaMo, batch: Batch, slots: int, layer_states: list[nnx.State] | None
-) -> tuple[Float[Array, "B D"], KVCache, Int[Array, " B"]]:
+def prefill(model: LLaMo, batch: Batch, slots: int) -> tuple[Float[Array, "B D"], Any, Int[Array, " B"]]:
     """The prompts through the model: the hidden state of each one's end, a cache of `slots`, and their lengths."""
     real = batch.segments > 0
+    # prompts may be padded on the left (as Hugging Face does) or on the right; here their tokens move to the front
     order = jnp.argsort(~real, axis=1, stable=True)  # real tokens first, so that a token's place is its position
     aligned: dict[str, Any] = {
         name: jnp.take_along_axis(x, order, axis=1) for name, x in batch._asdict().items() if name != "molecules"
@@ -245,8 +228,16 @@ def prefill(
     lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
     graph_tokens, _ = model.encode_graphs(batch.molecules)
     embeddings = model.splice(batch, graph_tokens)
-    hidden, cache = model.language_model.prefill(embeddings, batch.segments, slots, layer_states)
+    hidden, cache = model.language_model.prefill(embeddings, batch.segments, slots)
     return hidden, cache, lengths
+
+
+def next_hidden(
+    decoder: LlamaDecoder, cache: Any, filled: Int[Array, " B"], tokens: Int[Array, " B"]
+) -> tuple[Float[Array, "B D"], Any]:
+    """One more token for each row of the cache: the hidden states that the next ones follow from, and the cache."""
+    hidden, cache = decoder.extend(cache, filled, decoder.embed(tokens[:, None]))
+    return hidden[:, 0], cache
 
 
 def last_tokens(generated: Generated) -> Int[Array, " B"]:

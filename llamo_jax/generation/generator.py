@@ -13,16 +13,18 @@ from data_pipeline.conversation import Conversation
 from data_pipeline.prompt import PromptEncoder, without_answers
 from data_pipeline.records import Record, featurized
 from llamo_jax import sharding
-from llamo_jax.config import DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.beams import beam_search
+from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.generation.decode import Generated, admit, advance, empty_rows
 from llamo_jax.generation.likelihood import target_log_probabilities
+from llamo_jax.generation.memory import device_bytes, rows_per_shard
 from llamo_jax.generation.prompts import collate_prompts, prompt_bucket, row_bucket
-from llamo_jax.models.definition import ModelDefinition, for_decoding
+from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
 
 MAX_ROWS = 64
-"""Answers decoded side by side."""
+"""Answers decoded side by side, where there is room for them: see llamo_jax.generation.memory."""
 
 TOKENS_AT_A_TIME = 16
 """After so many tokens, finished rows are given to waiting prompts."""
@@ -43,7 +45,7 @@ class Answer(NamedTuple):
 class Generator:
     """A model, its weights on a mesh, and its prompt encoder.
 
-    decoding: how answers are chosen. max_rows: how many are decoded side by side.
+    decoding: how answers are chosen. max_rows: how many are decoded side by side, if the device's memory allows it.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Generator:
         numbers = range(len(records)) if numbers is None else numbers
         for length in sorted(groups, reverse=True):  # what needs most memory first
             if self.decoding.num_beams > 1:
-                yield from self._search(prompts, groups[length])
+                yield from self._search(prompts, groups[length], length)
             else:
                 yield from self._sampled(prompts, groups[length], length, numbers)
 
@@ -122,7 +124,7 @@ class Generator:
         """Continuous batching: a row that is finished goes to the next prompt."""
         samples = self.decoding.num_samples
         waiting = deque((index, sample) for index in indices for sample in range(samples))
-        rows = self._rows(len(waiting))
+        rows = self._rows(len(waiting), length)
         engine = _Engine(self, rows, length)
         running: dict[int, tuple[int, int]] = {}
         done: dict[int, dict[int, Answer]] = defaultdict(dict)
@@ -147,10 +149,10 @@ class Generator:
                     del done[index]
 
     def _search(
-        self, prompts: Sequence[EncodedConversation], indices: Sequence[int]
+        self, prompts: Sequence[EncodedConversation], indices: Sequence[int], length: int
     ) -> Iterator[tuple[int, list[Answer]]]:
         shards = sharding.batch_shards(self._mesh)
-        rows = self._rows(len(indices), self.decoding.num_beams)
+        rows = self._rows(len(indices), length, self.decoding.num_beams)
         for start in range(0, len(indices), rows):
             chunk = indices[start : start + rows]
             batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards)
@@ -174,8 +176,19 @@ class Generator:
                     ],
                 )
 
-    def _rows(self, count: int, beams: int = 1) -> int:
-        return row_bucket(min(count, max(1, self._max_rows // beams)), sharding.batch_shards(self._mesh))
+    def _rows(self, count: int, length: int, beams: int = 1) -> int:
+        """Rows of a batch for `count` prompts of `length` tokens; raises ConfigError if not even one fits."""
+        shards = sharding.batch_shards(self._mesh)
+        slots = length + self.decoding.max_new_tokens
+        fit = rows_per_shard(self._definition.config, slots, self._mesh.shape["tensor"], *device_bytes())
+        if fit < beams:
+            raise ConfigError(
+                f"no room for the cache of {beams} answers of {slots} tokens beside the weights; use more devices "
+                "(config.tensor), fewer beams, or config.decoding.max_new_tokens"
+            )
+        most = min(self._max_rows, fit * shards) // beams
+        rows = row_bucket(min(count, max(1, int(most))), shards)
+        return rows if rows * beams <= fit * shards else rows // 2  # buckets round up
 
     def _key(self, number: int, sample: int) -> np.ndarray:
         """What a sample is drawn from: uint32[2], the key's data."""

@@ -14,7 +14,8 @@ from data_pipeline.batch import Batch, EncodedConversation
 from llamo_jax import distributed, sharding
 from llamo_jax.generation.decode import replicated
 from llamo_jax.generation.prompts import collate_prompts
-from llamo_jax.models.definition import DecodingArrays, ModelDefinition
+from llamo_jax.models.definition import ModelDefinition
+from llamo_jax.parameters import Arrays
 
 CHUNK = 32  # positions whose logits exist at a time; divides every prompt bucket
 
@@ -24,7 +25,7 @@ ROWS = 16
 
 def target_log_probabilities(
     definition: ModelDefinition,
-    arrays: DecodingArrays,
+    arrays: Arrays,
     mesh: jax.sharding.Mesh,
     conversations: Sequence[EncodedConversation],
 ) -> list[np.ndarray]:
@@ -48,7 +49,7 @@ def target_log_probabilities(
 
 
 @functools.partial(jax.jit, static_argnames="definition")
-def _log_probabilities(definition: ModelDefinition, arrays: DecodingArrays, batch: Batch) -> Float[jax.Array, "B T"]:
+def _log_probabilities(definition: ModelDefinition, arrays: Arrays, batch: Batch) -> Float[jax.Array, "B T"]:
     """Of the token that follows each position of the batch."""
     model = definition.merge(arrays)
     hidden, _ = model.hidden_states(batch)

@@ -41,6 +41,7 @@ def warped(logits: Float[Array, "*rows V"], decoding: DecodingConfig) -> Float[A
         descending = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(descending)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        # "before": the probability that those above already have; the token that crosses top_p is still kept
         kept = jnp.sum(before < decoding.top_p, axis=-1, keepdims=True)  # at least the most probable
         smallest = jnp.take_along_axis(descending, kept - 1, axis=-1)
         logits = jnp.where(logits < smallest, _NEVER, logits)

@@ -16,9 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError
-from llamo_jax.models import few_rows
 
-KERNELS = ("auto", "xla", "cudnn", "splash")
 SAVED = "attention"
 """Checkpoint name of what a kernel's backward pass needs, for rematerialisation policies."""
 
@@ -43,14 +41,12 @@ def segment_attention(kernel: str, segments: Int[Array, "B T"], head_width: int,
 
 
 def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -> str:
-    """The kernel that `kernel` (one of KERNELS) stands for; raises ConfigError if it does not take these sizes."""
+    """The kernel that `kernel` stands for; raises ConfigError if it does not take these sizes."""
     platform = sharding.platform()
     splash = length % 128 == 0 and head_width % 64 == 0
     cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
     if kernel == "auto":
         return "splash" if platform == "tpu" and splash else "cudnn" if platform == "gpu" and cudnn else "xla"
-    if kernel not in KERNELS:
-        raise ConfigError(f"config.model.attention: {kernel!r} is not one of {', '.join(KERNELS)}")
     if kernel == "splash" and not splash:
         raise ConfigError(
             f"config.model.attention=splash needs rows of a multiple of 128 tokens and heads of a multiple of 64 wide, "
@@ -88,10 +84,11 @@ def cached_attention(
     k: Float[Array, "B K J H"],
     v: Float[Array, "B K J H"],
     mask: Bool[Array, "B T J"],
-    *,
-    reduce_few_rows: bool = False,
+    scores_of: Callable[[Float[Array, "B K n H"], Float[Array, "B K J H"]], Float[Array, "B K n J"]] | None = None,
 ) -> Float[Array, "B T heads H"]:
-    """The same for keys and values as a cache holds them, heads first. reduce_few_rows: scores by `few_rows`.
+    """The same for keys and values as a cache holds them, heads first.
+
+    scores_of: float32 products of queries and keys, n = R · T of them for each kv head; by default XLA's.
 
     Queries are brought into that order and the division by the softmax's sum comes last: on two CPU cores, forward and
     backward take half the time of `jax.nn.dot_product_attention`, which keeps the [B, T, heads, H] layout.
@@ -99,10 +96,10 @@ def cached_attention(
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
     q = (q * width**-0.5).transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # R and T share an axis
-    if reduce_few_rows:
-        scores = few_rows.product(q, k)
-    else:
+    if scores_of is None:
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    else:
+        scores = scores_of(q, k)
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, -1)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))

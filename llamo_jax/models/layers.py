@@ -1,18 +1,20 @@
-"""Building blocks with logical axis names: parameters, linear maps with LoRA, normalisations, dropout.
+"""Building blocks with logical axis names: parameters, linear maps, normalisations, dropout.
 
 A parameter's `out_sharding` names its logical axes; `llamo_jax.sharding` maps them to mesh axes. Modules that are
 stacked for `lax.scan` are created with a leading axis of size `stack` on every parameter and are called on slices.
 """
 
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Key
+from jaxtyping import Bool, Float
 
-from llamo_jax import quantization
-from llamo_jax.config import LoRAConfig
-from llamo_jax.models import few_rows
+from llamo_jax.config import ConfigError
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -35,6 +37,7 @@ def parameter(
     if stack is None:
         value = init(rngs.params(), shape, jnp.float32)
     else:
+        # a key for each layer: initialised at once, [stack, in, out] would count the wrong fan-in
         keys = jax.random.split(rngs.params(), stack)
         value = jax.vmap(lambda key: init(key, shape, jnp.float32))(keys)
         axes = ("layers", *axes)
@@ -43,10 +46,10 @@ def parameter(
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, with an optional low-rank adapter: `+ alpha/rank · dropout(x) @ lora_a @ lora_b`.
+    """`x @ kernel + bias`, in the dtype of x.
 
-    lora_b starts at zero, so a fresh adapter changes nothing (Hu et al., 2021). Computes in the dtype of x. With
-    `quantize` other than "none" the kernel is held as `kernel_values` and `kernel_scale`; see quantization.
+    Adapters, quantisation and the form that decodes fast on a CPU are other types with the same attributes, which
+    take its place in a finished model: see `take_over`, lora, quantization and generation.cpu.
     """
 
     def __init__(
@@ -58,57 +61,61 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         use_bias: bool = True,
         stack: int | None = None,
-        lora: LoRAConfig | None = None,
-        quantize: str = "none",
     ):
-        kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
-        self.transposed = False
-        self.quantize = quantize
-        if quantize == "none":
-            self.kernel = kernel
-        else:
-            values, scale = quantization.quantize(kernel[...], quantize)
-            stacked = () if stack is None else ("layers",)
-            self.kernel_values = nnx.Param(values, out_sharding=(*stacked, *axes), eager_sharding=False)
-            self.kernel_scale = nnx.Param(scale, out_sharding=(*stacked, None, axes[1]), eager_sharding=False)
+        self.kernel = parameter(lecun_normal, (in_width, out_width), axes, rngs=rngs, stack=stack)
         self.bias = parameter(zeros, (out_width,), axes[1:], rngs=rngs, stack=stack) if use_bias else None
-        if lora is None or lora.rank == 0:
-            self.lora_a = self.lora_b = None
-            return
-        self.lora_a = parameter(
-            lecun_normal, (in_width, lora.rank), (axes[0], None), rngs=rngs, stack=stack, kind=nnx.LoRAParam
-        )
-        self.lora_b = parameter(
-            zeros, (lora.rank, out_width), (None, axes[1]), rngs=rngs, stack=stack, kind=nnx.LoRAParam
-        )
-        self.lora_scale = lora.alpha / lora.rank
-        self.lora_dropout = lora.dropout
 
-    def __call__(
-        self, x: Float[Array, "*batch in_width"], dropout_key: Key[Array, ""] | None = None
-    ) -> Float[Array, "*batch out_width"]:
-        y = self._product(x)
-        if self.lora_a is not None and self.lora_b is not None:
-            update = dropout(x, self.lora_dropout, dropout_key) @ self.lora_a[...].astype(x.dtype)
-            y += self.lora_scale * (update @ self.lora_b[...].astype(x.dtype))
-        if self.bias is not None:
-            y += self.bias[...].astype(x.dtype)
-        return y
+    def kernel_spec(self) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
+        """Shape and logical axes of the matrix, [*stack, in, out], whatever it is stored as."""
+        return tuple(self.kernel.shape), tuple(self.kernel.get_metadata("out_sharding"))
 
-    def transpose(self) -> None:
-        """Holds the kernel as [out, in] from now on, as `few_rows` reads it; a quantized one stays as it is."""
-        if self.quantize == "none":
-            *stacked, in_axis, out_axis = self.kernel.get_metadata("out_sharding")
-            kernel = self.kernel[...].swapaxes(-1, -2)
-            self.kernel = nnx.Param(kernel, out_sharding=(*stacked, out_axis, in_axis), eager_sharding=False)
-            self.transposed = True
+    def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
+        """`x @ kernel` without the bias."""
+        return x @ self.kernel[...].astype(x.dtype)
 
-    def _product(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
-        if self.transposed:
-            return few_rows.linear(x, self.kernel[...]).astype(x.dtype)
-        if self.quantize == "none":
-            return x @ self.kernel[...].astype(x.dtype)
-        return x @ quantization.dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantize, x.dtype)
+    def __call__(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
+        y = self.matmul(x)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def take_over(new: nnx.Module, old: nnx.Module) -> None:
+    """Gives `new` all attributes of `old`: the same variables, under the same paths."""
+    for name, value in vars(old).items():
+        if not name.startswith("_pytree__"):
+            setattr(new, name, value)
+
+
+def linears(model: nnx.Module) -> dict[str, Linear]:
+    """Every linear map of a model by its path, such as "language_model/layers/query"."""
+    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, Linear)}
+    return dict(sorted(found.items()))
+
+
+def replace_linears(
+    model: nnx.Module, patterns: Sequence[str], make: Callable[[Linear], Linear], *, what: str
+) -> dict[str, Linear]:
+    """Puts `make(linear)` in the place of every linear map whose whole path matches one of `patterns`.
+
+    Returns the new ones by path. Raises ConfigError, naming `what`, if a pattern matches none.
+    """
+    found = linears(model)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {path for path in found if re.fullmatch(pattern, path)}
+        if not matched:
+            raise ConfigError(f"{what}: {pattern!r} matches no linear map; there are {', '.join(found)}")
+        chosen |= matched
+    made = {path: make(found[path]) for path in sorted(chosen)}
+    for path, linear in made.items():
+        *parents, name = path.split("/")
+        parent: Any = model
+        for step in parents:
+            parent = parent[int(step)] if step.isdigit() else getattr(parent, step)
+        if name.isdigit():
+            parent[int(name)] = linear
+        else:
+            setattr(parent, name, linear)
+    return made
 
 
 class RMSNorm(nnx.Module):
@@ -163,10 +170,11 @@ class BatchNorm(nnx.Module):
         if batch_statistics:
             axes = tuple(range(x.ndim - 1))
             count = jnp.sum(mask, dtype=jnp.float32)
+            # padding counts nothing: it is multiplied by zero, since shapes are static and cannot be cut
             weight = mask[..., None].astype(x.dtype)
             mean = jnp.sum(x * weight, axis=axes) / jnp.maximum(count, 1)
             var = jnp.sum(jnp.square(x - mean) * weight, axis=axes) / jnp.maximum(count, 1)
-            unbiased = var * count / jnp.maximum(count - 1, 1)
+            unbiased = var * count / jnp.maximum(count - 1, 1)  # torch normalises by the biased one and stores this one
             # A batch without any molecule says nothing about the statistics.
             rate = jnp.where(count > 0, self.momentum, 0.0)
             running = jax.lax.stop_gradient(
@@ -180,7 +188,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Inverted dropout; no key or rate 0 returns x itself."""
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)  # True with the chance to be kept, not to be dropped
     return jnp.where(keep, x / (1 - rate), 0)
 
 

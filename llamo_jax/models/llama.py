@@ -1,6 +1,6 @@
-"""The LLaMA family of decoders: RMSNorm, rotary positions, grouped-query attention, SwiGLU, LoRA on any projection."""
+"""The LLaMA family of decoders: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool as Boolean
+from jaxtyping import Float, Int
 
-from llamo_jax import quantization, sharding
-from llamo_jax.config import ConfigError, DecoderConfig, LoRAConfig, RopeScaling
-from llamo_jax.models import few_rows, layers
-from llamo_jax.models.attention import SAVED, Attend, cached_attention, segment_attention
-
-ATTENTION_PROJECTIONS = ("query", "key", "value", "output")
-MLP_PROJECTIONS = ("gate", "up", "down")
+from llamo_jax import sharding
+from llamo_jax.config import Bool, ConfigError, setting, settings
+from llamo_jax.config import Float as Number
+from llamo_jax.config import Int as Integer
+from llamo_jax.models import layers
+from llamo_jax.models.attention import SAVED, cached_attention, segment_attention
+from llamo_jax.models.flops import Flops, LinearFlops
 
 CACHE_AXES = (sharding.BATCH_AXES, "tensor", None, None)
 """Mesh axes of one layer's keys or values in a cache: rows and kv heads are divided."""
@@ -32,23 +33,120 @@ REMATERIALISATION = {
 an attention kernel needs, or nothing. "none" keeps everything."""
 
 
-class KVCache(NamedTuple):
-    """Keys and values of all layers: dtype[layers, B, K, cache length, H]; a token's slot is its position.
+@settings
+class RopeScaling:
+    """Frequency scaling of Llama 3.1 and later; field names as in Hugging Face's `rope_scaling`."""
 
-    Where the decoder's layers are apart, tuples of arrays without the first axis.
-    """
+    factor: Number = setting("by which long wavelengths are stretched", gt=0)
+    low_freq_factor: Number = setting("wavelengths above original_max / this are long", gt=0)
+    high_freq_factor: Number = setting("wavelengths below original_max / this are short", gt=0)
+    original_max_position_embeddings: Integer = setting("context of pretraining", ge=1)
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError("high_freq_factor must be above low_freq_factor")
+
+
+@settings
+class DecoderConfig:
+    """A decoder of the LLaMA family; see Hugging Face's LlamaConfig for the constants."""
+
+    vocab_size: Integer = setting("V", ge=1)
+    width: Integer = setting("D", ge=1)
+    num_layers: Integer = setting("decoder layers", ge=1)
+    num_heads: Integer = setting("query heads, K · R", ge=1)
+    num_kv_heads: Integer = setting("K", ge=1)
+    head_width: Integer = setting("H, even", ge=2)
+    mlp_width: Integer = setting("of the hidden layer of SwiGLU", ge=1)
+    rope_theta: Number = setting("base of the rotary frequencies", gt=0)
+    rope_scaling: RopeScaling | None = setting("None: as pretrained")
+    rms_norm_eps: Number = setting("added to the mean square", gt=0)
+    qkv_bias: Bool = setting("whether query, key and value have biases (Qwen2)")
+    tie_embeddings: Bool = setting("whether the embedding is the output matrix as well")
+    sliding_window: Integer | None = setting("positions that a token may look back; longer rows are refused")
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_width % 2:
+            raise ConfigError(f"head_width={self.head_width} is odd: rotary positions turn pairs")
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(in, out) of every linear map of a layer, by name."""
+        heads, kv = self.num_heads * self.head_width, self.num_kv_heads * self.head_width
+        return {
+            "query": (self.width, heads),
+            "key": (self.width, kv),
+            "value": (self.width, kv),
+            "output": (heads, self.width),
+            "gate": (self.width, self.mlp_width),
+            "up": (self.width, self.mlp_width),
+            "down": (self.mlp_width, self.width),
+        }
+
+    def layer_flops(self, rows: int, tokens: int, linear: LinearFlops) -> Flops:
+        """Of all layers on `rows` rows of `tokens` tokens, attention included."""
+        layer = Flops()
+        for name, (inside, outside) in self.projections().items():
+            layer += linear(f"layers/{name}", rows * tokens, inside, outside)
+        return Flops(*(self.num_layers * part for part in layer)) + self.attention_flops(rows * tokens, tokens)
+
+    def attention_flops(self, queries: int, keys: int) -> Flops:
+        """Queries · keys and weights · values, in all layers, where every query looks at so many keys.
+
+        Masked ones count as well, as is usual (Chowdhery et al., 2022, appendix B).
+        """
+        scores = 2.0 * 2 * queries * keys * self.num_heads * self.head_width * self.num_layers
+        return Flops(scores, 2 * scores, 0)
+
+    def head_flops(self, positions: int, linear: LinearFlops) -> Flops:
+        """Logits of so many positions."""
+        if not self.tie_embeddings:
+            return linear("lm_head", positions, self.width, self.vocab_size)
+        flops = linear("embedding", positions, self.width, self.vocab_size)
+        trained = f"{linear.prefix}/embedding" in linear.trained  # no path of a matrix, but of the table itself
+        return flops._replace(weight_gradients=flops.forward * trained)
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, stacked: dtype[layers, B, K, J, H]; a token's place j is its position."""
 
     keys: Any
     values: Any
 
+    @property
+    def slots(self) -> int:
+        """J: tokens that there is room for."""
+        return self.keys.shape[3]
 
-def map_layers(function: Callable[..., Array], *caches: KVCache) -> KVCache:
-    """A cache of `function`'s results for each layer's [B, K, cache length, H]."""
+    def write(self, layer: Any, start: Int[Array, " B"] | int, k: Array, v: Array) -> "KVCache":
+        """With keys and values [B, T, K, H] of a layer at `start` (one place, or one a row); those beyond J are lost.
 
-    def each(*arrays: Any) -> Any:
-        return tuple(map(function, *arrays)) if isinstance(arrays[0], tuple) else jax.vmap(function)(*arrays)
+        The whole cache is carried through the scan over layers and changed in place: as an output of each layer it
+        would be copied.
+        """
+        keys, values = (written(cache, (layer,), start, new) for cache, new in ((self.keys, k), (self.values, v)))
+        return KVCache(keys, values)
 
-    return KVCache(*(each(*parts) for parts in zip(*caches, strict=True)))
+    def attend(self, layer: Any, q: Float[Array, "B T heads H"], mask: Boolean[Array, "B T J"]) -> Array:
+        """What the queries get from a layer's cache."""
+        return cached_attention(q, self.keys[layer], self.values[layer], mask)
+
+    def map(self, function: Callable[..., Array], *others: "KVCache") -> "KVCache":
+        """A cache of `function`'s results for each layer's [B, K, J, H], of this cache and the others."""
+        return KVCache(*(jax.vmap(function)(*parts) for parts in zip(self, *others, strict=True)))
+
+
+def written(
+    cache: Float[Array, "*layers B K J H"], layer: tuple[Any, ...], start: Array | int, new: Float[Array, "B T K H"]
+) -> Float[Array, "*layers B K J H"]:
+    """The cache with new keys or values of one layer (of `()`, if it holds but one) at `start`."""
+    if isinstance(start, int):  # the same place in all rows: one slice, which XLA writes in place
+        block = jnp.expand_dims(new.transpose(0, 2, 1, 3), tuple(range(len(layer)))).astype(cache.dtype)
+        return jax.lax.dynamic_update_slice(cache, block, (*layer, 0, 0, start, 0))
+    rows = jnp.arange(len(start))[:, None]
+    place = (*layer, rows, slice(None), start[:, None] + jnp.arange(new.shape[1]))
+    return cache.at[place].set(new, mode="drop")
 
 
 class LlamaDecoder(nnx.Module):
@@ -60,31 +158,21 @@ class LlamaDecoder(nnx.Module):
     def __init__(
         self,
         config: DecoderConfig,
-        lora: LoRAConfig,
         *,
         compute_dtype: str,
         remat: str = "none",
         attention: str = "auto",
-        quantize: str = "none",
         rngs: nnx.Rngs,
     ):
-        unknown = set(lora.targets) - {*ATTENTION_PROJECTIONS, *MLP_PROJECTIONS}
-        if unknown:
-            raise ConfigError(f"lora.targets: unknown projections {sorted(unknown)}")
-        if remat not in ("none", *REMATERIALISATION):
-            raise ConfigError(f"config.model.remat: {remat!r} is not one of none, {', '.join(REMATERIALISATION)}")
-        if quantize not in quantization.KINDS:
-            raise ConfigError(f"config.model.quantize: {quantize!r} is not one of {', '.join(quantization.KINDS)}")
         self.config = config
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.attention = attention
-        self.transposed = False
         embedding = (config.vocab_size, config.width)
         # As large as what the layers add to it; where it is the output matrix as well, logits must start small.
         scale = config.width**-0.5 if config.tie_embeddings else 1.0
         self.embedding = layers.parameter(layers.normal(scale), embedding, ("vocab", "embed"), rngs=rngs)
-        self.layers = DecoderLayer(config, lora, quantize, rngs=rngs, stack=config.num_layers)
+        self.layers = DecoderLayer(config, rngs=rngs, stack=config.num_layers)
         self.norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs)
         head = ("embed", "vocab")
         self.lm_head = (
@@ -97,44 +185,42 @@ class LlamaDecoder(nnx.Module):
         """Token embeddings in the compute dtype."""
         return self.embedding[...].astype(self.compute_dtype)[tokens]
 
+    def run_layers(self, body: Callable[["DecoderLayer", Any, Any], Any], carry: Any, *, remat: str = "none") -> Any:
+        """`carry = body(layer, index, carry)` for one layer after the other; index is traced in a scan.
+
+        remat: what the backward pass of each layer computes again; see REMATERIALISATION.
+        """
+        graphdef, state = nnx.split(self.layers)
+
+        def step(carry: Any, inputs: tuple[nnx.State, Array]) -> tuple[Any, None]:
+            layer_state, index = inputs
+            return body(nnx.merge(graphdef, layer_state), index, carry), None
+
+        if remat != "none":
+            # prevent_cse=False: the setting for the body of a scan, which XLA cannot merge across iterations anyway
+            step = jax.checkpoint(step, prevent_cse=False, policy=REMATERIALISATION[remat])
+        return jax.lax.scan(step, carry, (state, jnp.arange(self.config.num_layers)))[0]
+
     def __call__(
-        self,
-        embeddings: Float[Array, "B T D"],
-        positions: Int[Array, "B T"],
-        segments: Int[Array, "B T"],
-        *,
-        dropout_key: Key[Array, ""] | None = None,
+        self, embeddings: Float[Array, "B T D"], positions: Int[Array, "B T"], segments: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Final hidden states (normalised, ready for `logits`) of packed rows: tokens see their own segment alone."""
         self._check_length(segments.shape[1])
         attend = segment_attention(self.attention, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
-        graphdef, state = nnx.split(self.layers)
         cos, sin = rope_tables(positions, self.config)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
 
-        def step(x: Array, inputs: tuple) -> tuple[Array, None]:
-            layer_state, key = inputs
-            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend, key)
-            return sharding.constrain_rows(x), None
+        def body(layer: DecoderLayer, _: Any, x: Array) -> Array:
+            return layer.finish(x, attend(*layer.queries_keys_values(x, cos, sin)))
 
-        if self.remat != "none":
-            # prevent_cse=False: the setting for the body of a scan
-            step = jax.checkpoint(step, prevent_cse=False, policy=REMATERIALISATION[self.remat])
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
-        x, _ = jax.lax.scan(step, x, (state, keys))
-        return self.norm(x)
+        return self.norm(self.run_layers(body, x, remat=self.remat))
 
     def prefill(
-        self,
-        embeddings: Float[Array, "B T D"],
-        segments: Int[Array, "B T"],
-        slots: int,
-        layer_states: Sequence[nnx.State] | None = None,
-    ) -> tuple[Float[Array, "B D"], KVCache]:
+        self, embeddings: Float[Array, "B T D"], segments: Int[Array, "B T"], slots: int
+    ) -> tuple[Float[Array, "B D"], Any]:
         """The final hidden state of each prompt's last token, and a cache of `slots` that holds them from slot 0 on.
 
-        segments: 1 for a prompt's tokens, 0 for the padding behind them. layer_states: of the layers one by one,
-        instead of the stacked one (see ModelDefinition.layer_states); then the cache's layers are apart as well.
+        segments: 1 for a prompt's tokens, 0 for the padding behind them.
         """
         self._check_length(slots)
         length = segments.shape[1]
@@ -142,97 +228,46 @@ class LlamaDecoder(nnx.Module):
         kernel = "xla" if self.attention == "xla" else "auto"  # not every prompt has a length that training's takes
         attend = segment_attention(kernel, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
         cos, sin = rope_tables(np.arange(length)[None], self.config)
-        graphdef, stacked = nnx.split(self.layers)
+        seen_by_ends = jnp.arange(slots) <= ends[..., None]
 
-        def in_slots(x: Float[Array, "B T K H"]) -> Float[Array, "B K slots H"]:
-            x = jnp.pad(x.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, slots - length), (0, 0)))
-            return sharding.constrain_axes(x, CACHE_AXES)
-
-        def step(x: Array, layer_state: nnx.State) -> tuple[Array, tuple[Array, Array]]:
-            kept = []
-
-            def attend_and_keep(q: Array, k: Array, v: Array) -> Array:
-                kept.append((in_slots(k), in_slots(v)))
-                return attend(q, k, v)
-
-            x = nnx.merge(graphdef, layer_state)(x, cos, sin, attend_and_keep, None)
-            return sharding.constrain_rows(x), kept[0]
+        def body(layer: DecoderLayer, index: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            x, cache = carry
+            q, k, v = layer.queries_keys_values(x, cos, sin)
+            cache = cache.write(index, 0, k, v)
+            if self._is_known_last(index):  # of it, all keys and values are needed, but only the ends' outputs
+                return layer.finish(_at(x, ends), cache.attend(index, _at(q, ends), seen_by_ends)), cache
+            return layer.finish(x, attend(q, k, v)), cache
 
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
-        if layer_states is None:
-            x, cache = jax.lax.scan(step, x, stacked)
-            return self.norm(jnp.take_along_axis(x, ends[..., None], axis=1)[:, 0]), KVCache(*cache)
-        caches = []
-        for layer_state in layer_states[:-1]:
-            x, cache = step(x, layer_state)
-            caches.append(cache)
-
-        # of the last layer, all keys and values are needed, but only the ends' queries and what follows from them
-        last = nnx.merge(graphdef, layer_states[-1])
-        keys, values = map(in_slots, last.keys_and_values(x, cos, sin))
-        seen = jnp.arange(slots) <= ends[..., None]
-
-        def attend_to_cache(q: Array, _k: Array, _v: Array) -> Array:
-            return cached_attention(q, keys, values, seen, reduce_few_rows=self.transposed)
-
-        x = jnp.take_along_axis(x, ends[..., None], axis=1)
-        x = last(x, cos[0, ends], sin[0, ends], attend_to_cache, None)
-        return self.norm(x[:, 0]), KVCache(*zip(*caches, (keys, values), strict=True))
+        x, cache = self.run_layers(body, (x, self.empty_cache(len(segments), slots)))
+        x = x if x.shape[1] == 1 else _at(x, ends)
+        return self.norm(x[:, 0]), cache
 
     def extend(
-        self,
-        cache: KVCache,
-        start: Int[Array, " B"],
-        embeddings: Float[Array, "B T D"],
-        layer_states: Sequence[nnx.State] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        self, cache: Any, start: Int[Array, " B"], embeddings: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Final hidden states of T new tokens per row, at positions `start` … `start + T - 1`, and the cache with them.
 
-        A token sees the positions up to its own. What it would write beyond the cache's end is dropped. layer_states:
-        of the layers one by one, instead of the stacked one (see ModelDefinition.layer_states).
+        A token sees the positions up to its own. What it would write beyond the cache's end is dropped.
         """
-        slots = cache.keys[0].shape[2]
-        self._check_length(slots)
+        self._check_length(cache.slots)
         positions = start[:, None] + jnp.arange(embeddings.shape[1])
-        mask = jnp.arange(slots) <= positions[..., None]
-        cos, sin = (table[positions] for table in rope_tables(np.arange(slots), self.config))
-        rows = jnp.arange(len(start))[:, None]
-        graphdef, stacked = nnx.split(self.layers)
+        mask = jnp.arange(cache.slots) <= positions[..., None]
+        cos, sin = (table[positions] for table in rope_tables(np.arange(cache.slots), self.config))
 
-        def run(x: Array, layer_state: nnx.State, remember: Callable[[Array, Array], tuple[Array, Array]]) -> Array:
-            def attend(q: Array, k: Array, v: Array) -> Array:
-                return cached_attention(q, *remember(k, v), mask, reduce_few_rows=self.transposed)
-
-            return sharding.constrain_rows(nnx.merge(graphdef, layer_state)(x, cos, sin, attend, None))
-
-        def step(carry: tuple[Array, KVCache], inputs: tuple[nnx.State, Array]) -> tuple[tuple[Array, KVCache], None]:
-            x, (keys, values) = carry
-            layer_state, layer = inputs
-
-            def remember(k: Array, v: Array) -> tuple[Array, Array]:
-                nonlocal keys, values
-                # the whole cache is carried and changed in place; as an output of each layer it would be copied
-                place = (layer, rows, slice(None), positions)
-                keys, values = keys.at[place].set(k, mode="drop"), values.at[place].set(v, mode="drop")
-                return keys[layer], values[layer]
-
-            x = run(x, layer_state, remember)
-            return (x, KVCache(keys, values)), None
+        def body(layer: DecoderLayer, index: Any, carry: tuple[Array, Any]) -> tuple[Array, Any]:
+            x, cache = carry
+            q, k, v = layer.queries_keys_values(x, cos, sin)
+            cache = cache.write(index, start, k, v)
+            return layer.finish(x, cache.attend(index, q, mask)), cache
 
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
-        if layer_states is None:
-            (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, jnp.arange(self.config.num_layers)))
-            return self.norm(x), cache
-        extended: list[tuple[Array, Array]] = []
-        for layer_state, keys, values in zip(layer_states, *cache, strict=True):
+        x, cache = self.run_layers(body, (x, cache))
+        return self.norm(x), cache
 
-            def remember(k: Array, v: Array, keys: Array = keys, values: Array = values) -> tuple[Array, Array]:
-                place = (rows, slice(None), positions)
-                extended.append((keys.at[place].set(k, mode="drop"), values.at[place].set(v, mode="drop")))
-                return extended[-1]
-
-            x = run(x, layer_state, remember)
-        return self.norm(x), KVCache(*zip(*extended, strict=True))
+    def _is_known_last(self, index: Any) -> bool:
+        """Whether a layer is known to be the last while the program is built: not in a scan, where all are the same."""
+        return isinstance(index, int) and index == self.config.num_layers - 1
 
     def _check_length(self, length: int) -> None:
         window = self.config.sliding_window
@@ -241,87 +276,67 @@ class LlamaDecoder(nnx.Module):
 
     def head(self) -> Float[Array, "D V"]:
         """The matrix from hidden states to logits, in its own dtype."""
-        if self.lm_head is None:
-            return self.embedding[...].T
-        return self.lm_head.kernel[...].T if self.transposed else self.lm_head.kernel[...]
+        return self.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """float32 logits over the vocabulary."""
-        if self.transposed:
-            return few_rows.linear(hidden, self.head().T)
         return jnp.matmul(hidden, self.head().astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def transpose(self) -> None:
-        """Holds all matrices as [out, in] from now on, as decoding on CPU reads them fastest (see few_rows)."""
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, layers.Linear):
-                module.transpose()
-        self.transposed = True
-
-    def empty_cache(self, batch: int, length: int, *, layers_apart: bool = False) -> KVCache:
-        """A cache for `batch` rows of at most `length` tokens; rows and kv heads are divided over the mesh."""
+    def empty_cache(self, batch: int, slots: int) -> Any:
+        """A cache for `batch` rows of at most `slots` tokens; rows and kv heads are divided over the mesh."""
         config = self.config
-        shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_width)
-        if layers_apart:
-            empty = sharding.constrain_axes(jnp.zeros(shape[1:], self.compute_dtype), CACHE_AXES)
-            return KVCache((empty,) * config.num_layers, (empty,) * config.num_layers)
+        shape = (config.num_layers, batch, config.num_kv_heads, slots, config.head_width)
         empty = sharding.constrain_axes(jnp.zeros(shape, self.compute_dtype), (None, *CACHE_AXES))
         return KVCache(empty, empty)
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU MLP, created as a stack and called on one slice of it."""
+    """Pre-norm attention and SwiGLU MLP, created as a stack and called on one slice of it.
 
-    def __init__(self, config: DecoderConfig, lora: LoRAConfig, quantize: str, *, rngs: nnx.Rngs, stack: int):
+    In two halves, because what comes between them differs: packed training rows, prompts and decoding attend to
+    different keys.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, stack: int):
         self.config = config
-        heads, kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        axes = {"query": "heads", "key": "kv_heads", "value": "kv_heads", "gate": "mlp", "up": "mlp"}
 
-        def linear(name: str, in_width: int, out_width: int, axes: tuple[str, str]) -> layers.Linear:
-            return layers.Linear(
-                in_width, out_width, axes, rngs=rngs, stack=stack,
-                use_bias=config.qkv_bias and name in ("query", "key", "value"),
-                lora=lora if name in lora.targets else None,
-                quantize=quantize,
-            )  # fmt: skip
+        def linear(name: str) -> layers.Linear:
+            from_axis, to_axis = {"output": ("heads", "embed"), "down": ("mlp", "embed")}.get(
+                name, ("embed", axes.get(name))
+            )
+            bias = config.qkv_bias and name in ("query", "key", "value")
+            inside, outside = config.projections()[name]
+            return layers.Linear(inside, outside, (from_axis, to_axis), rngs=rngs, stack=stack, use_bias=bias)
 
         self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
-        self.query = linear("query", config.width, heads, ("embed", "heads"))
-        self.key = linear("key", config.width, kv, ("embed", "kv_heads"))
-        self.value = linear("value", config.width, kv, ("embed", "kv_heads"))
-        self.output = linear("output", heads, config.width, ("heads", "embed"))
+        self.query = linear("query")
+        self.key = linear("key")
+        self.value = linear("value")
+        self.output = linear("output")
         self.mlp_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
-        self.gate = linear("gate", config.width, config.mlp_width, ("embed", "mlp"))
-        self.up = linear("up", config.width, config.mlp_width, ("embed", "mlp"))
-        self.down = linear("down", config.mlp_width, config.width, ("mlp", "embed"))
+        self.gate = linear("gate")
+        self.up = linear("up")
+        self.down = linear("down")
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        cos: Float[Array, "#B T half"],
-        sin: Float[Array, "#B T half"],
-        attend: Attend,
-        dropout_key: Key[Array, ""] | None,
-    ) -> Float[Array, "B T D"]:
-        head = self.config.head_width
-        h = self.attention_norm(x)
-        q = apply_rope(_split(self.query(h, layers.fold_key(dropout_key, 0)), head), cos, sin)
-        attended = attend(q, *self._keys_and_values(h, cos, sin, dropout_key))
-        x += self.output(attended.reshape(*x.shape[:2], -1), layers.fold_key(dropout_key, 3))
-        h = self.mlp_norm(x)
-        gate = jax.nn.silu(self.gate(h, layers.fold_key(dropout_key, 4)))
-        up = self.up(h, layers.fold_key(dropout_key, 5))
-        return x + self.down(gate * up, layers.fold_key(dropout_key, 6))
-
-    def keys_and_values(
+    def queries_keys_values(
         self, x: Float[Array, "B T D"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
-    ) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """What tokens are attended to by, without the rest of the layer."""
-        return self._keys_and_values(self.attention_norm(x), cos, sin, None)
+    ) -> tuple[Float[Array, "B T heads H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """What the tokens ask for and what they offer; queries and keys are rotated by their positions."""
+        h = self.attention_norm(x)
+        q, k, v = (_split(linear(h), self.config.head_width) for linear in (self.query, self.key, self.value))
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
-    def _keys_and_values(self, h: Array, cos: Array, sin: Array, dropout_key: Array | None) -> tuple[Array, Array]:
-        head = self.config.head_width
-        k = apply_rope(_split(self.key(h, layers.fold_key(dropout_key, 1)), head), cos, sin)
-        return k, _split(self.value(h, layers.fold_key(dropout_key, 2)), head)
+    def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T heads H"]) -> Float[Array, "B T D"]:
+        """The layer's output from its input and what attention gave."""
+        x += self.output(attended.reshape(*x.shape[:2], -1))
+        h = self.mlp_norm(x)
+        return sharding.constrain_rows(x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)))
+
+
+def _at(x: Float[Array, "B T *rest"], places: Int[Array, "B n"]) -> Float[Array, "B n *rest"]:
+    """x[b, places[b, i]] for every b and i."""
+    return jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 def rope_tables(

@@ -12,32 +12,32 @@ from jaxtyping import Float, Key
 
 from data_pipeline.batch import Batch, MoleculeGraphs
 from llamo_jax import parameters, sharding, weights
-from llamo_jax.config import ModelConfig, PromptConfig
-from llamo_jax.model_folder import PARTS, ModelFolder, Tokenizer, read_model, write_model
-from llamo_jax.models import layers
-from llamo_jax.models.gin import GINEncoder
+from llamo_jax.config import PromptConfig
+from llamo_jax.models import layers, lora, quantization
+from llamo_jax.models.config import ModelConfig
+from llamo_jax.models.folder import PARTS, ModelFolder, Tokenizer, read_model, write_model
 from llamo_jax.models.llama import LlamaDecoder
-from llamo_jax.models.projector import MultiLevelProjector
 
 
 class LLaMo(nnx.Module):
-    """The whole model (arXiv 2411.00871)."""
+    """The whole model (arXiv 2411.00871).
+
+    Graph encoder and projector are of the kinds that the configuration names; adapters and quantisation are put on
+    the finished model, which does not know about them.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.graph_encoder = GINEncoder(config.graph_encoder, rngs=rngs)
-        self.projector = MultiLevelProjector(
-            config.projector, config.graph_encoder.width, config.num_levels, config.language_model.width, rngs=rngs
-        )
+        decoder = config.language_model
+        self.graph_encoder = config.graph_encoder.build(rngs=rngs)
+        self.projector = config.projector.build(config.graph_encoder.width, config.num_levels, decoder.width, rngs=rngs)
         self.language_model = LlamaDecoder(
-            config.language_model,
-            config.lora,
-            compute_dtype=config.compute_dtype,
-            remat=config.remat,
-            attention=config.attention,
-            quantize=config.quantize,
-            rngs=rngs,
+            decoder, compute_dtype=config.compute_dtype, remat=config.remat, attention=config.attention, rngs=rngs
         )
+        # adapters come last, on whatever the maps are then (QLoRA); drawn after everything else, so that the base
+        # weights of a seed do not depend on them
+        quantization.quantize_model(self, config.quantize)
+        lora.add_adapters(self, config.lora, rngs=rngs)
 
     def encode_graphs(
         self, molecules: MoleculeGraphs, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
@@ -52,20 +52,20 @@ class LLaMo(nnx.Module):
         text = self.language_model.embed(batch.tokens)
         shards = graph_tokens.shape[0]
         slot, query = (x.reshape(shards, -1) for x in (batch.molecule_slot, batch.molecule_query))
+        # each shard looks into its own molecules alone: no communication
         graphs = jax.vmap(lambda tokens, slot, query: tokens[slot, query])(graph_tokens, slot, query)
         return jnp.where((batch.molecule_slot >= 0)[..., None], graphs.reshape(text.shape).astype(text.dtype), text)
 
     def hidden_states(
         self, batch: Batch, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-        """Final hidden states of every position; `batch_statistics` as in `GINEncoder`; no key, no dropout."""
-        graph_tokens, out = self.encode_graphs(
+        """Final hidden states of every position; `batch_statistics` as in `GraphEncoder`; no key, no dropout."""
+        model = lora.with_dropout(self, layers.fold_key(dropout_key, 1))
+        graph_tokens, out = model.encode_graphs(
             batch.molecules, batch_statistics=batch_statistics, dropout_key=layers.fold_key(dropout_key, 0)
         )
-        embeddings = self.splice(batch, graph_tokens)
-        hidden = self.language_model(
-            embeddings, batch.positions, batch.segments, dropout_key=layers.fold_key(dropout_key, 1)
-        )
+        embeddings = model.splice(batch, graph_tokens)
+        hidden = model.language_model(embeddings, batch.positions, batch.segments)
         return hidden, {"graph_tokens": graph_tokens, "embeddings": embeddings, **out}
 
     def __call__(
@@ -78,9 +78,9 @@ class LLaMo(nnx.Module):
     def save(
         self, folder: str | os.PathLike, *, tokenizer: Tokenizer | None = None, prompt: PromptConfig | None = None
     ) -> None:
-        """Writes the model as one new folder; see llamo_jax.model_folder.
+        """Writes the model as one new folder; see llamo_jax.models.folder.
 
-        tokenizer, prompt: what the assistant needs besides the model. Raises WeightsError if the folder exists.
+        tokenizer, prompt: what the assistant needs besides the model. Raises DataError if the folder exists.
         """
         arrays = parameters.flatten(nnx.state(self))
         write_model(folder, ModelFolder(self.config, arrays, prompt), tokenizer)

@@ -1,28 +1,30 @@
 """The training loop of both stages, from top to bottom."""
 
 import itertools
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from data_pipeline import storage
 from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
-from llamo_jax import distributed, sharding
-from llamo_jax.config import Config, ConfigError
+from llamo_jax import checksums, distributed, sharding
+from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import ModelDefinition, initial_arrays
 from llamo_jax.parameters import Arrays
 from llamo_jax.training import checkpoints, metrics
+from llamo_jax.training.config import Config
 from llamo_jax.training.preemption import StopRequest
 from llamo_jax.training.program import Program, make_program
 from llamo_jax.training.step import TrainState
 from llamo_jax.training.trainable import learning_rate_schedule
+from llamo_jax.training.workdir import Base, CheckpointError, read_base, write_base
 
 Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
 """Answers of the model with these arrays, as JSON objects for samples.jsonl."""
@@ -35,24 +37,27 @@ class Data(NamedTuple):
     validation: BatchLoader | None
 
 
-def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sampler | None = None) -> TrainState:
+def train(
+    config: Config, workdir: epath.Path, run_id: str, data: Data, mesh: Mesh, sampler: Sampler | None = None
+) -> TrainState:
     """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
     Weights come from, in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
     new run, the run `config.init_from`; (3) fresh initial values. A request to stop (see preemption) ends it early,
-    after a checkpoint. Raises FloatingPointError after too many steps whose loss is not finite.
+    after a checkpoint. Raises FloatingPointError after too many steps whose loss is not finite, and CheckpointError
+    if the last checkpoint could not be written.
     """
     settings = config.train
     with (
         jax.set_mesh(mesh),
         StopRequest() as stop,
         checkpoints.Checkpoints(
-            workdir, keep=settings.keep_checkpoints, on_save_failure=settings.on_save_failure
+            workdir, run_id, keep=settings.keep_checkpoints, on_save_failure=settings.on_save_failure
         ) as saved,
     ):
         start = time.perf_counter()
         program = make_program(config, mesh)
-        distributed.say(program.summary())
+        distributed.log(program.summary())
         shards = sharding.local_shards(mesh)
         state = saved.restore(program.state)
         restored = set() if state is None else {*state.trained, *state.statistics}
@@ -73,10 +78,10 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
             return {"validation_loss": total / count}
 
         if step == 0:
-            distributed.say("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
+            distributed.log("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
             samples.write(0, state, frozen)
         else:
-            distributed.say(f"continuing from step {step} of {settings.steps} in {workdir}")
+            distributed.log(f"continuing from step {step} of {settings.steps} in {workdir}")
 
         stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
         accumulated = _accumulated(stream, settings.accumulate)
@@ -84,7 +89,7 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
         guard = _NonFiniteGuard(config, workdir, data.train)
         for step, batches in zip(range(first_step + 1, settings.steps + 1), accumulated, strict=False):
             state, values = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
-            guard.check(step, values["in_row"])
+            guard.check(step, values["skipped_in_a_row"])
             last = step == settings.steps
             stopping = stop.requested(step)
             if step % settings.log_every == 0 or last:
@@ -95,24 +100,27 @@ def train(config: Config, workdir: Path, data: Data, mesh: Mesh, sampler: Sample
                     if step % settings.eval_every == 0 or last:
                         line |= evaluate(state)
                     log.write(step, line)
-                    distributed.say(_readable(step, settings.steps, line, left))
+                    distributed.log(_readable(step, settings.steps, line, left))
             if step % settings.checkpoint_every == 0 or last or stopping:
                 with progress.pause():
                     saved.save(state)
             if stopping and not last:
                 saved.finish()
-                distributed.say(f"stopped after step {step} of {settings.steps}, as requested; everything is saved")
+                distributed.log(f"stopped after step {step} of {settings.steps}, as requested; {saved.on_disk()}")
                 break
         guard.finish()
         if step == settings.steps > first_step:
             samples.write(step, state, frozen)
         log.close()
+        saved.finish()
+        if saved.failed is not None:  # on_save_failure=continue: the run went on, but its end is not on the disk
+            raise CheckpointError(f"step {step} of {settings.steps} was reached, but not saved; {saved.on_disk()}")
     if step == settings.steps:
-        distributed.say(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
+        distributed.log(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
     return state
 
 
-def _starting_weights(config: Config, workdir: Path, program: Program, have: set[str]) -> Arrays:
+def _starting_weights(config: Config, workdir: epath.Path, program: Program, have: set[str]) -> Arrays:
     """The arrays of a program that are not in `have`: from `init_from`, the rest freshly drawn.
 
     Raises ConfigError if a frozen parameter would be freshly drawn: it would stay random.
@@ -120,17 +128,18 @@ def _starting_weights(config: Config, workdir: Path, program: Program, have: set
     abstract = program.arrays()
     arrays: Arrays = {}
     if config.init_from:
-        base = checkpoints.read_base(workdir)
+        base = read_base(workdir)
         if base is None:
             # everything the base run has, so that the digest covers all that this run may need of it
             loaded = checkpoints.load_weights(config.init_from, abstract, config.model.quantize)
-            base = checkpoints.Base(Path(config.init_from).resolve(), loaded.step, loaded.digest())
+            origin = storage.as_path(config.init_from).resolve()
+            base = Base(origin, loaded.step, loaded.digest(), checksums.VERSION)
             distributed.wait("weights loaded")  # all processes take the same way
-            checkpoints.write_base(workdir, base)
+            write_base(workdir, base)
         else:
             loaded = checkpoints.load_weights_at(base, abstract, config.model.quantize)
         arrays = loaded.arrays
-        distributed.say(f"weights from {base.folder.name} at step {base.step}")
+        distributed.log(f"weights from {base.folder.name} at step {base.step}")
     wanted = {name: spec for name, spec in abstract.items() if name not in have and name not in arrays}
     random = [name for name in wanted if name in program.frozen]
     if random:
@@ -175,15 +184,15 @@ class _NonFiniteGuard:
 
     _LAG = 2
 
-    def __init__(self, config: Config, workdir: Path, loader: BatchLoader):
+    def __init__(self, config: Config, workdir: epath.Path, loader: BatchLoader):
         self._config = config
         self._path = workdir / "nonfinite.json"
         self._loader = loader
         self._results: deque[tuple[int, jax.Array]] = deque()
 
-    def check(self, step: int, in_row: jax.Array) -> None:
+    def check(self, step: int, skipped_in_a_row: jax.Array) -> None:
         """Takes note of how many steps in a row were skipped up to this one; raises FloatingPointError."""
-        self._results.append((step, in_row))
+        self._results.append((step, skipped_in_a_row))
         if len(self._results) > self._LAG:
             self._look(*self._results.popleft())
 
@@ -192,9 +201,9 @@ class _NonFiniteGuard:
         while self._results:
             self._look(*self._results.popleft())
 
-    def _look(self, step: int, in_row: jax.Array) -> None:
+    def _look(self, step: int, skipped_in_a_row: jax.Array) -> None:
         train = self._config.train
-        count = int(in_row)
+        count = int(skipped_in_a_row)
         if count < train.max_nonfinite_steps:
             return
         steps = [
@@ -207,7 +216,9 @@ class _NonFiniteGuard:
             }
             for skipped in range(step - count + 1, step + 1)
         ]
-        checkpoints.write_json(self._path, {"source": self._config.data.source, "split": "train", "steps": steps})
+        if distributed.is_main():
+            content = {"source": self._config.data.source, "split": "train", "steps": steps}
+            storage.write_json(self._path, content)
         raise FloatingPointError(
             f"the loss was not finite in {count} steps in a row, up to step {step}; what they read is in {self._path} "
             "(rows of [data set, conversations]); lower config.train.learning_rate or look at that data"
@@ -217,7 +228,7 @@ class _NonFiniteGuard:
 class _Samples:
     """Answers before and after training, appended to samples.jsonl."""
 
-    def __init__(self, workdir: Path, sampler: Sampler | None, definition: ModelDefinition):
+    def __init__(self, workdir: epath.Path, sampler: Sampler | None, definition: ModelDefinition):
         self._path = workdir / "samples.jsonl"
         self._sampler = sampler
         self._definition = definition
@@ -229,8 +240,8 @@ class _Samples:
         answers = self._sampler(self._definition, {**frozen, **state.trained, **state.statistics})
         if not distributed.is_main():
             return
-        with self._path.open("a") as file:
+        with storage.LineWriter(self._path) as file:
             for answer in answers:
-                file.write(json.dumps({"step": step, **answer}) + "\n")
+                file.write({"step": step, **answer})
         for answer in answers:
             print(f"  {answer['smiles']}  {answer['question']}\n    {answer['answer']}", flush=True)

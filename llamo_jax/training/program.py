@@ -12,10 +12,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data_pipeline.batch import BatchShape, RowSize
-from llamo_jax import parameters, quantization, sharding
-from llamo_jax.config import Config, ConfigError
+from llamo_jax import parameters, sharding
+from llamo_jax.config import ConfigError
+from llamo_jax.models import quantization
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.parameters import Arrays
+from llamo_jax.training.config import Config
 from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import describe_trainable, make_optimizer, rules_of, select_trainable
 
@@ -53,7 +55,7 @@ class Program:
 
     def logged(self, state: TrainState) -> TrainState:
         """The state after a line has been logged: its sums start again."""
-        return state._replace(log={**self._empty_log(), "in_row": state.log["in_row"]})
+        return state._replace(log={**self._empty_log(), "skipped_in_a_row": state.log["skipped_in_a_row"]})
 
     def _empty_log(self) -> dict[str, jax.Array]:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state.log)
@@ -78,6 +80,7 @@ def make_program(config: Config, mesh: Mesh) -> Program:
             raise ConfigError(f"config.model.quantize: {name} is trained; only frozen matrices can be quantized")
     abstract = parameters.abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained)
     optimizer = make_optimizer(config.train)
+    # BatchNorm of a frozen encoder keeps its statistics, as torch's in eval mode
     trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
     state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -125,8 +128,8 @@ def batch_shape(config: Config, shards: int) -> BatchShape:
     row = RowSize(
         data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
     )
-    graph = config.model.graph_encoder
-    return BatchShape(data.rows, shards, row, len(graph.atom_cardinalities), len(graph.bond_cardinalities))
+    vocabulary = config.model.graph_encoder.vocabulary
+    return BatchShape(data.rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
 
 
 def abstract_batches(batch: Any, mesh: Mesh, *, leading: int = 1) -> Any:

@@ -36,10 +36,10 @@ def empty_log() -> dict[str, Any]:
     """What is summed up since the last line of the log, so that an interrupted run can go on with that line.
 
     float32[] loss (over all targets) and grad_norm (over steps); int32[] targets, tokens, steps, skipped (steps whose
-    loss or gradient was not finite), and in_row: how many of the latter come last.
+    loss or gradient was not finite), and skipped_in_a_row: how many of the latter come last.
     """
     sums = {"loss": np.float32(0), "grad_norm": np.float32(0)}
-    return sums | {name: np.int32(0) for name in ("targets", "tokens", "steps", "skipped", "in_row")}
+    return sums | {name: np.int32(0) for name in ("targets", "tokens", "steps", "skipped", "skipped_in_a_row")}
 
 
 def make_train_step(
@@ -54,7 +54,7 @@ def make_train_step(
 
     batches: a Batch whose arrays have one more leading axis, the batches of one optimizer step: their gradients are
     summed and divided by the number of targets of all of them. metrics: loss (mean over targets), grad_norm, targets,
-    in_row. A step whose loss or gradient is not finite changes nothing but `step` and `log`.
+    skipped_in_a_row. A step whose loss or gradient is not finite changes nothing but `step` and `log`.
     shardings: of the new state, the same as the old one's; left to XLA, a second step could need another program.
     """
 
@@ -65,6 +65,7 @@ def make_train_step(
         return total, (count, parameters.flatten(nnx.state(model, nnx.BatchStat)))
 
     def step(state: TrainState, frozen: Arrays, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
+        # of (seed, step) alone, so that a run that continues draws what an undisturbed one would have drawn
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         keys = jax.random.split(key, batches.tokens.shape[0])
 
@@ -83,18 +84,26 @@ def make_train_step(
         else:
             carry, _ = jax.lax.scan(accumulate, carry, (batches, keys))
         gradients, statistics, total, count = carry
+        # one division after the sum: batches with more targets weigh more, as in one large batch
         targets = jnp.maximum(count, 1).astype(jnp.float32)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
         norm = optax.global_norm(gradients)
+        # the loss of a batch can be finite while its gradient is not (and the norm of a finite one can overflow)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         new = (optax.apply_updates(state.trained, updates), statistics, optimizer_state)
         old = (state.trained, state.statistics, state.optimizer)
         trained, statistics, optimizer_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         log = _added(state.log, finite, total, norm, count, jnp.count_nonzero(batches.segments))
-        metrics = {"loss": total / targets, "grad_norm": norm, "targets": count, "in_row": log["in_row"]}
+        metrics = {
+            "loss": total / targets,
+            "grad_norm": norm,
+            "targets": count,
+            "skipped_in_a_row": log["skipped_in_a_row"],
+        }
         return TrainState(state.step + 1, trained, statistics, optimizer_state, log), metrics
 
+    # donated: the new state takes the old one's memory, which with AdamW is twelve bytes for each trained parameter
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -108,7 +117,11 @@ def _added(
     counted = {"loss": total, "grad_norm": norm, "targets": targets, "tokens": tokens, "steps": one}
     new = {name: log[name] + jnp.where(finite, value, 0).astype(log[name].dtype) for name, value in counted.items()}
     skipped = (~finite).astype(jnp.int32)
-    return {**new, "skipped": log["skipped"] + skipped, "in_row": jnp.where(finite, 0, log["in_row"] + 1)}
+    return {
+        **new,
+        "skipped": log["skipped"] + skipped,
+        "skipped_in_a_row": jnp.where(finite, 0, log["skipped_in_a_row"] + 1),
+    }
 
 
 def make_eval_step(

@@ -38,7 +38,7 @@ def test_of_a_conditional_the_dearest_branch_counts():
 
 
 def test_collectives_are_counted_in_bytes_by_kind():
-    mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1))
     x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
     work = hlo.analyse(gather.lower(x).compile().as_text())

@@ -41,6 +41,20 @@ def test_packing_fills_rows():
     assert sizes[:, 0].sum() / (len(rows) * CAPACITY.tokens) > 0.97
 
 
+@pytest.mark.parametrize("column", range(5))
+def test_rows_are_filled_to_the_last_place(column):
+    """Conversations that exactly fill a row share it; one more of anything does not fit."""
+    sizes = np.ones((4, 5), int)
+    sizes[:, 0] = 10
+    sizes[:, column] = [CAPACITY[column] - 3 * sizes[1, column], *sizes[1:, column]]
+    assert sizes.sum(axis=0)[column] == CAPACITY[column]
+    if column != 1:  # four molecules fill a row of four by themselves
+        sizes[:, 1] = 1
+    assert len(pack_rows(sizes, CAPACITY, np.arange(4))) == 1
+    sizes[0, column] += 1
+    assert len(pack_rows(sizes, CAPACITY, np.arange(4))) == 2
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 3))
 def test_mixtures_have_their_shares_and_skip_nothing(weights, block):
@@ -198,6 +212,33 @@ def test_evaluation_sees_every_conversation_once(dataset, loader):
 def test_nothing_fits():
     with pytest.raises(DataError, match="no conversation fits"):
         PackedDataset(_Source([helpers.conversation(("O",), 30, 0)]), ROW._replace(tokens=30))
+
+
+def test_the_last_place_of_a_row_predicts():
+    """A conversation whose only target is the last token that a row has room for is kept, and learned from."""
+
+    class One:
+        def __init__(self, conversation):
+            self._conversation = conversation
+            targets = np.flatnonzero(conversation.is_target[1:])
+            shown = np.flatnonzero(conversation.molecule >= 0)
+            self.lengths = np.array([[len(conversation.tokens), shown[-1] + 1, targets[0] + 1]])
+            self.sizes = np.array([conversation.size()[1:]])
+
+        def load(self, indices):
+            return [self._conversation for _ in indices]
+
+    conversation = helpers.conversation((helpers.SMILES[0],), 20, 0)
+    count = len(conversation.tokens)
+    last = conversation._replace(is_target=np.arange(count) == count - 1)
+    exact = helpers.ROW._replace(tokens=count - 1)
+    dataset = PackedDataset(One(last), exact)
+    ((row,),) = [dataset.load([dataset.evaluation_rows().row(0)])]
+    batch = collate([row], BatchShape(1, 1, exact))
+    assert np.flatnonzero(batch.target_mask[0]).tolist() == [count - 2]
+    assert batch.targets[0, count - 2] == conversation.tokens[-1]
+    with pytest.raises(DataError, match="no answer within the row"):
+        PackedDataset(One(last), exact._replace(tokens=count - 2))
 
 
 def test_a_mixture_needs_weights(dataset):

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline import jobs, prepare, shards
+from data_pipeline import jobs, prepare, shards, storage
+from data_pipeline.corpus import murcko_scaffold
 from data_pipeline.errors import DataError, WorkerError
 from data_pipeline.inspect import main as inspect
 from data_pipeline.jobs import Runner, Settings
@@ -124,7 +125,7 @@ def test_killed_ten_times_and_run_again(table, undisturbed, tmp_path):
 
 def test_interrupted_after_every_single_step(table, undisturbed, tmp_path):
     """An exception at each file that a job completes, then the same job again until it is done."""
-    original = shards.write_text
+    original = storage.write_text
     countdown = 0
 
     def failing(path, text):
@@ -135,7 +136,7 @@ def test_interrupted_after_every_single_step(table, undisturbed, tmp_path):
         original(path, text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "write_text", failing)
+        patch.setattr(storage, "write_text", failing)
         for attempt in range(1, 40):
             countdown = attempt
             try:
@@ -147,10 +148,50 @@ def test_interrupted_after_every_single_step(table, undisturbed, tmp_path):
     assert digest(tmp_path / "data") == digest(undisturbed)
 
 
+def test_validation_has_scaffolds_that_training_has_not(tmp_path):
+    """Decorations of one scaffold stay together, whatever their texts; so do repeated molecules without a ring."""
+    scaffolds = ["c1ccccc1", "c1ccncc1", "C1CCCCC1", "c1ccc2ccccc2c1", "c1ccoc1", "c1ccsc1", "C1CCNCC1", "C1CCOC1"]
+    lines = ["smiles,text"]
+    for number in range(240):
+        scaffold = scaffolds[number % len(scaffolds)]
+        lines.append(f"{'C' * (number % 5 + 1)}{scaffold},{'N' if number % 2 else 'Text'} {number}.")
+    lines += [f"{'C' * (number % 6 + 1)}O,Chain {number}." for number in range(60)]
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(lines) + "\n")
+    settings = Settings(task="description", rows_per_shard=16, tokens_per_row=128, validation_fraction=0.4)
+    jobs.prepare({None: [table]}, tmp_path / "data", settings)
+    split_of = {}
+    for split in ("train", "validation"):
+        for record in read_records(tmp_path / "data", split):
+            smiles = record.conversation.smiles[0]
+            split_of.setdefault(murcko_scaffold(smiles) or smiles, set()).add(split)
+    assert len(split_of) == len(scaffolds) + 6
+    assert {len(splits) for splits in split_of.values()} == {1}
+    assert {split for splits in split_of.values() for split in splits} == {"train", "validation"}
+
+
+def test_what_is_finished_outlives_a_late_failure(table, undisturbed, tmp_path, monkeypatch):
+    """A job that fails while its lengths are measured keeps its records; run again, it goes on from there."""
+
+    def fail(*arguments):
+        raise DataError("the tokenizer cannot be trained")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "train_tokenizer", fail)
+        with pytest.raises(DataError, match="cannot be trained"):
+            jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS)
+    run, pending = jobs._run, []
+    monkeypatch.setattr(jobs, "_run", lambda job, chunks, *rest: (pending.append(chunks), run(job, chunks, *rest)))
+    jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS)
+    assert pending == [[]] * len(pending)
+    assert len(pending) > 0
+    assert digest(tmp_path / "data") == digest(undisturbed)
+
+
 def test_two_processes_do_not_share_a_job(table, tmp_path):
     folder = jobs.epath.Path(tmp_path / "data")
     with (
-        pytest.raises(DataError, match="another process is preparing"),
+        pytest.raises(DataError, match="another process is working in"),
         jobs.job_folder(folder, {}),
         jobs.job_folder(folder, {}),
     ):

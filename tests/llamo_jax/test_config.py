@@ -4,21 +4,169 @@ import dataclasses
 import re
 from pathlib import Path
 
-from llamo_jax import config
+import pytest
+
+from configs import evaluate, stage1
+from llamo_jax import runs
+from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, field_table, from_dict, to_dict
+from llamo_jax.evaluation.config import EvaluationConfig
+from llamo_jax.models import DecoderConfig, GINConfig, LoRAConfig, ModelConfig, MultiLevelConfig
+from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
+from llamo_jax.models.projectors import PROJECTORS
+from llamo_jax.training.config import Config, DataConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_field_is_read():
-    files = [ROOT / "launch.py", *(ROOT / "llamo_jax").rglob("*.py")]
-    source = "\n".join(path.read_text() for path in files if path.name != "config.py")
-    sections = [value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
-    fields = [f"{section.__name__}.{field.name}" for section in sections for field in dataclasses.fields(section)]
-    assert len(fields) > 60
-    unread = [name for name in fields if not re.search(rf"\.{name.split('.')[1]}\b", source)]
-    assert unread == []
+    source = "\n".join(path.read_text() for path in [ROOT / "launch.py", *(ROOT / "llamo_jax").rglob("*.py")])
+    rows = [*field_table(Config), *field_table(EvaluationConfig)]
+    assert len(rows) > 80
+    names = {row.path.rpartition(".")[2] for row in rows} - {"kind"}  # read by the registry of kinds
+    assert sorted(name for name in names if not re.search(rf"\.{name}\b", source)) == []
+
+
+def test_every_field_is_described():
+    for row in [*field_table(Config), *field_table(EvaluationConfig)]:
+        assert len(row.description) >= 1, row
+        assert row.legal, row
 
 
 def test_architecture_constants_have_no_defaults():
-    for section in (config.GraphEncoderConfig, config.ProjectorConfig, config.DecoderConfig, config.LoRAConfig):
-        assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(section)), section
+    for section in (GINConfig, MultiLevelConfig, DecoderConfig, LoRAConfig, ModelConfig, DataConfig, TrainConfig):
+        for name, field in section.__pydantic_fields__.items():
+            assert field.is_required() or name == "kind", f"{section.__name__}.{name}"
+
+
+def changed(path, value):
+    """The configuration of `tiny` with one field changed, as a config file gives it."""
+    values = stage1.get_config().to_dict()
+    *parents, name = path.split(".")
+    section = values
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    return values
+
+
+LEGAL = {
+    "seed": (0, 2**32 - 1),
+    "mesh.data": (-1, 8),
+    "train.clip": (None, 0.5),
+    "train.warmup_steps": (0,),
+    "train.learning_rate": (1, 1e-9),  # an integer is a float
+    "sample_smiles": ((), ["CCO"]),
+    "train.trainable": ((), [["a", True]]),
+}
+WRONG = {
+    "seed": (-1, 2**32, 1.5, "1", True, None),
+    "sample_smiles": ("CCO", (1,), None),
+    "train.trainable": ("ab", (("a",),), (("a", 1),)),
+    "train.log_every": (0, -1, 20.0),
+    "train.checkpoint_every": (0, -20, 30),
+    "train.eval_every": (0, 30),
+    "train.keep_checkpoints": (0, -1),
+    "train.max_nonfinite_steps": (0,),
+    "train.steps": (0, -1, "many"),
+    "train.accumulate": (0,),
+    "train.learning_rate": (float("nan"), float("inf"), 0, -1e-3, "1e-3", True),
+    "train.final_learning_rate": (float("nan"), -1.0),
+    "train.weight_decay": (float("nan"), -0.1),
+    "train.adam_b1": (1.0, -0.1, float("nan")),
+    "train.adam_b2": (1.0, 2),
+    "train.clip": (0, -1, float("nan")),
+    "train.steps_per_epoch": (0,),
+    "train.schedule": ("cosine", ""),
+    "train.decay": ("some",),
+    "train.on_save_failure": ("ignore",),
+    "data.rows": (0, -8),
+    "data.tokens_per_row": (1,),
+    "data.source": ("", None),
+    "prompt.style": ("chatml",),
+    "prompt.show_smiles": (1, "yes"),
+    "model.remat": ("all",),
+    "model.attention": ("flash",),
+    "model.quantize": ("int4",),
+    "model.compute_dtype": ("float64",),
+    "model.loss_chunk": (0,),
+    "model.graph_encoder.kind": ("gat",),
+    "model.graph_encoder.width": (0,),
+    "model.graph_encoder.dropout": (1, -0.5),
+    "model.graph_encoder.atom_cardinalities": ("119", 119),
+    "model.projector.depth": (0,),
+    "model.projector.layer_norm_eps": (0,),
+    "model.language_model.rope_theta": (0, float("inf")),
+    "model.language_model.num_kv_heads": (0, 3),
+    "model.language_model.head_width": (7,),
+    "model.lora.rank": (-1,),
+    "model.lora.alpha": (0, float("nan")),
+    "model.lora.dropout": (1, 1.5),
+    "model.lora.targets": ("query",),
+    "mesh.data": (0, -2, 1.0),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in LEGAL.items() for value in values])
+def test_legal_values_are_taken(path, value):
+    config = runs.read_config(changed(path, value))
+    assert from_dict(Config, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in WRONG.items() for value in values])
+def test_a_wrong_value_is_named_in_one_line(path, value):
+    with pytest.raises(ConfigError) as error:
+        runs.read_config(changed(path, value))
+    assert "\n" not in str(error.value)
+    assert path.rpartition(".")[2] in str(error.value)
+    assert f"config.{path.rpartition('.')[0]}".rstrip(".") in str(error.value)
+
+
+def test_every_wrong_key_is_named():
+    values = stage1.get_config().to_dict()
+    values["train"]["stepps"] = values["train"].pop("steps")
+    del values["model"]["projector"]["depth"]
+    with pytest.raises(ConfigError) as error:
+        runs.read_config(values)
+    for part in ("config.train.steps is missing", "config.train.stepps: unknown key", "config.model.projector.depth"):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("limit", -1),
+        ("graph_use", -1),
+        ("tensor", -1),
+        ("context", "none"),
+        ("checkpoint", ""),
+        ("group_questions", 1.0),
+    ],
+)
+def test_a_wrong_value_of_an_evaluation_is_named(path, value):
+    values = evaluate.get_config().to_dict() | {"checkpoint": "somewhere"}
+    assert from_dict(EvaluationConfig, values).limit == 0
+    with pytest.raises(ConfigError, match=path):
+        from_dict(EvaluationConfig, values | {path: value})
+
+
+@pytest.mark.parametrize("values", [{"top_p": 0}, {"temperature": float("nan")}, {"num_beams": 2, "temperature": 1.0}])
+def test_values_made_in_python_are_checked_as_well(values):
+    with pytest.raises(ConfigError, match=next(iter(values)).split("_")[-1].rstrip("s")):
+        DecodingConfig(**values)
+    with pytest.raises(ConfigError, match="top_k"):
+        dataclasses.replace(DecodingConfig(), top_k=-1)
+
+
+def test_a_mesh_axis_of_no_device_is_refused():
+    with pytest.raises(ConfigError, match="at least one device"):
+        MeshConfig(data=1, fsdp=0, tensor=1)
+
+
+def test_kinds_are_told_apart_by_name():
+    assert "gin" in GRAPH_ENCODERS.names()
+    assert "multi_level" in PROJECTORS.names()
+    parsed = PROJECTORS.parse(to_dict(MultiLevelConfig.paper()))
+    assert parsed == MultiLevelConfig.paper()
+    assert parsed.num_tokens(6) == 28
+    with pytest.raises(ValueError, match="registered already"):
+        PROJECTORS.register(MultiLevelConfig)

@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from configs import stage1
+from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
@@ -24,10 +25,11 @@ from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, PromptConf
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert import huggingface
 from llamo_jax.convert.names import below, prefixed
-from llamo_jax.model_folder import ModelFolder, read_model, write_model
 from llamo_jax.models import LlamaDecoder, LLaMo
+from llamo_jax.models.folder import ModelFolder, read_model, write_model
+from llamo_jax.models.lora import add_adapters
 from llamo_jax.parameters import WeightsError
-from llamo_jax.training import checkpoints
+from llamo_jax.training import workdir
 from llamo_jax.weights import read_file, read_folder
 from tests import helpers
 
@@ -79,7 +81,9 @@ def torch_logits(model, ids):
 
 
 def our_logits(config, lora, arrays, ids):
-    decoder = LlamaDecoder(config, lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(0))
+    decoder = LlamaDecoder(config, compute_dtype="float32", rngs=nnx.Rngs(0))
+    targets = tuple(target.removeprefix("language_model/") for target in lora.targets)
+    add_adapters(decoder, dataclasses.replace(lora, targets=targets), rngs=nnx.Rngs(1))
     decoder = helpers.load(decoder, {name: np.asarray(array[...]) for name, array in arrays.items()})
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     segments = jnp.ones(ids.shape, jnp.int32)
@@ -161,7 +165,8 @@ def test_from_peft_and_back(tmp_path, adapted, ids):
         "--output", tmp_path / "ours")  # fmt: skip
     stored = read_model(tmp_path / "ours")
     assert (stored.config.lora.rank, stored.config.lora.alpha, stored.config.lora.dropout) == (4, 12.0, 0.1)
-    assert stored.config.lora.targets == ("query", "value", "output", "down")
+    names = ("query", "value", "output", "down")
+    assert stored.config.lora.targets == tuple(f"language_model/layers/{name}" for name in names)
     assert stored.parts == ("language_model",)
     with pytest.raises(WeightsError, match="holds only"):
         LLaMo.load(tmp_path / "ours")
@@ -199,7 +204,7 @@ def test_huggingface_round_trip_is_exact(tmp_path):
     config = dataclasses.replace(config, language_model=decoder, frozen_dtype="bfloat16")
     arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(3))))
     arrays |= {f"language_model/{name}": jnp.asarray(array[...]) for name, array in language_model.items()}
-    write_model(first, ModelFolder(config, arrays, PromptConfig("plain", True), huggingface=hf))
+    write_model(first, ModelFolder(config, arrays, PromptConfig(style="plain", show_smiles=True), huggingface=hf))
     out = tmp_path / "out"
     run("to_huggingface", "--checkpoint", first, "--output", out)
     theirs, ours = read_folder(tmp_path / "theirs"), read_folder(out)
@@ -243,7 +248,7 @@ def test_from_official_makes_a_whole_model(golden, lightning, tmp_path, stage, c
     assert model.config.projector.share_level_attention
     assert model.config.language_model.vocab_size == 513  # with the pad token
     assert model.config.lora.rank == (8 if stage == 2 else 0)
-    assert read_model(tmp_path / "model").prompt == PromptConfig("llama2", True)
+    assert read_model(tmp_path / "model").prompt == PromptConfig(style="llama2", show_smiles=True)
     assert load_tokenizer(tmp_path / "model" / "tokenizer").size <= 513
     with pytest.raises(SystemExit, match="exists already"):
         run("from_official", "--checkpoint", lightning / "llamo_stage1_like.ckpt",
@@ -421,14 +426,14 @@ def saved(tmp_path_factory):
     definition, arrays = helpers.definition_and_arrays(config)
     model = definition.merge(arrays)
     folder = tmp_path_factory.mktemp("saved") / "model"
-    model.save(folder, prompt=PromptConfig("plain", True))
+    model.save(folder, prompt=PromptConfig(style="plain", show_smiles=True))
     return folder, model
 
 
 def test_saved_models_load_on_any_mesh(saved):
     folder, model = saved
     expected = parameters.flatten(nnx.state(model))
-    for mesh in (None, sharding.make_mesh(MeshConfig(1, 4, 2))):
+    for mesh in (None, sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))):
         loaded = LLaMo.load(folder, mesh)
         assert loaded.config == model.config  # adapters included
         arrays = parameters.flatten(nnx.state(loaded))
@@ -441,14 +446,14 @@ def test_saved_models_load_on_any_mesh(saved):
 
 def test_saved_folders_are_strict(saved, tmp_path):
     folder, model = saved
-    with pytest.raises(WeightsError, match="exists already"):
+    with pytest.raises(DataError, match="exists already"):
         model.save(folder)
     with pytest.raises(WeightsError, match="not a model folder"):
         LLaMo.load(tmp_path)
     shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "format_version": 99}))
-    with pytest.raises(WeightsError, match="format_version 99"):
+    (tmp_path / "copy" / "config.json").write_text(json.dumps({**config, "schema_version": 99}))
+    with pytest.raises(WeightsError, match="schema version 99"):
         LLaMo.load(tmp_path / "copy")
     del config["model"]["lora"]
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
@@ -502,7 +507,7 @@ def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
     decoder, language_model, hf = huggingface.read_language_model(tmp_path / "lm")
     model = dataclasses.replace(helpers.model_config(), language_model=decoder)
     weights = prefixed("language_model/", language_model)
-    stored = ModelFolder(model, weights, PromptConfig("plain", True), ("language_model",), hf)
+    stored = ModelFolder(model, weights, PromptConfig(style="plain", show_smiles=True), ("language_model",), hf)
     write_model(tmp_path / "base", stored, load_tokenizer(few / "description" / "tokenizer"))
     config = stage1.get_config(str(tmp_path / "base"))
     assert config.init_from == str(tmp_path / "base")
@@ -523,5 +528,5 @@ def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
         Assistant.load(tmp_path / "run", decoding=DecodingConfig(max_new_tokens=4)).ask("What is it?", smiles="CCO")
         is not None
     )
-    with pytest.raises(checkpoints.CheckpointError, match="not a whole model"):
+    with pytest.raises(workdir.CheckpointError, match="not a whole model"):
         Assistant.load(tmp_path / "base")

@@ -1,42 +1,50 @@
 """How answers are chosen: against Hugging Face's generate, and whatever they are decoded beside."""
 
 import dataclasses
+import math
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.parity import Golden
+from configs import stage1
 from data_pipeline.batch import EncodedConversation
-from llamo_jax import quantization, sharding
+from llamo_jax import loading, runs, sharding
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
-from llamo_jax.generation import decode, likelihood
+from llamo_jax.convert import huggingface
+from llamo_jax.convert.names import prefixed
+from llamo_jax.generation import decode, likelihood, memory
 from llamo_jax.generation.beams import beam_search
+from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.generation.decode import generate
+from llamo_jax.generation.few_rows import COMPILER_OPTIONS
 from llamo_jax.generation.generator import Generator
 from llamo_jax.generation.processing import most_probable, warped
 from llamo_jax.generation.prompts import collate_prompts, prompt_bucket
-from llamo_jax.models.definition import define_model, for_decoding
-from llamo_jax.models.few_rows import COMPILER_OPTIONS
+from llamo_jax.models import quantization
+from llamo_jax.models.definition import define_model
 from tests import helpers
 
 pytestmark = pytest.mark.xdist_group("decoding")  # they share compiled programs
 NEW = 12
+LANGUAGE_MODEL = Path(__file__).resolve().parents[1] / "golden" / "lm_gqa"
 
 
 @pytest.fixture(scope="module")
-def model(golden):
-    """The golden model around lm_gqa, and the language model alone in transformers."""
+def model():
+    """The original's test language model behind any graph side, and the same in transformers."""
     from transformers import LlamaForCausalLM
 
-    config, arrays = Golden(golden).model("gqa")
-    arrays = jax.tree.map(jnp.asarray, arrays)
-    definition = define_model(config)
+    decoder, weights, _ = huggingface.read_language_model(LANGUAGE_MODEL)
+    config = dataclasses.replace(helpers.model_config(), language_model=decoder, lora=huggingface.NO_LORA)
+    definition, arrays = helpers.definition_and_arrays(config)
+    arrays |= {n: jnp.asarray(np.asarray(x[...], np.float32)) for n, x in prefixed("language_model/", weights).items()}
     return (
         *for_decoding(definition, arrays, sharding.single_device_mesh()),
-        LlamaForCausalLM.from_pretrained(golden / "lm_gqa").eval(),
+        LlamaForCausalLM.from_pretrained(LANGUAGE_MODEL, dtype="float32").eval(),
     )
 
 
@@ -236,7 +244,7 @@ def test_samples_depend_on_seed_and_number_alone(small):
 
 def test_sharded_decoding_equals_one_device(small):
     model, records = small
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     for decoding in (DecodingConfig(max_new_tokens=6), DecodingConfig(max_new_tokens=6, num_beams=2)):
         expected = tokens_of(dict(generator(model, decoding).generate(records)))
         assert tokens_of(dict(generator(model, decoding, mesh).generate(records))) == expected
@@ -244,7 +252,7 @@ def test_sharded_decoding_equals_one_device(small):
 
 def test_the_cache_is_divided_over_rows_and_heads(small):
     (definition, arrays), _ = small
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     options = {"rows": 8, "slots": 10, "decoding": DecodingConfig(), "stop_ids": (2,)}
     with jax.set_mesh(mesh):
         keys = decode.empty_rows(*for_decoding(definition, arrays, mesh), **options).cache.keys
@@ -281,13 +289,45 @@ def test_log_probabilities_are_those_of_the_whole_pass(small, for_cpu):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"num_beams": 4, "temperature": 0.5}, "beam search draws nothing"),
-        ({"num_samples": 2}, "several samples need a temperature"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"seed": -1}, "seed must be between 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
+        ({"num_beams": 4, "temperature": 0.5}, "num_beams above 1 draws nothing"),
+        ({"num_samples": 2}, "num_samples above 1 needs a temperature"),
+        ({"top_p": 0.0}, "top_p: input should be greater than 0"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0"),
     ],
 )
 def test_decoding_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         DecodingConfig(**options)
+
+
+def test_rows_are_those_that_fit_beside_weights_and_cache(monkeypatch):
+    """Llama-2-7B: 64 rows of 640 tokens are 21.5 GB of cache, more than its weights."""
+    model = runs.read_config(stage1.get_config("llama2_7b")).model
+    assert 64 * memory.row_bytes(model, 640, tensor=1) == 21_474_836_480
+    assert memory.row_bytes(model, 640, tensor=8) == memory.row_bytes(model, 640, tensor=1) // 8
+    weights = 13.5e9
+    assert memory.rows_per_shard(model, 640, 1, 40e9, weights) == 55  # (0.8 · 40 - 13.5) / 0.336
+    assert memory.rows_per_shard(model, 640, 1, math.inf, 0) == math.inf
+    definition = define_model(model)
+    for gigabytes, tensor in ((24, 1), (20, 2), (12, 2), (10, 4)):
+        monkeypatch.setattr(loading, "device_bytes", lambda limit=gigabytes: (limit * 1e9, 0))
+        assert loading.decoding_mesh(definition, model, 0, 128).shape["tensor"] == tensor, gigabytes
+    monkeypatch.setattr(loading, "device_bytes", lambda: (1e9, 0))
+    with pytest.raises(ConfigError, match="cache of 8 answers do not fit 8 devices of 1 GB"):
+        loading.decoding_mesh(definition, model, 0, 128)
+
+
+@pytest.mark.parametrize(("room", "beams", "rows"), [(3, 1, 2), (4, 1, 4), (100, 1, 8), (7, 4, 1), (16, 4, 4)])
+def test_a_generator_decodes_no_more_rows_than_fit(monkeypatch, room, beams, rows):
+    config = helpers.model_config()
+    definition, arrays = helpers.definition_and_arrays(config)
+    encoder = types.SimpleNamespace(stop_ids=(2,))
+    decoding = DecodingConfig(max_new_tokens=36, num_beams=beams)
+    generator = Generator(definition, arrays, encoder, sharding.single_device_mesh(), decoding)
+    limit = room * memory.row_bytes(config, 100, 1) / (1 - memory.WORKING_SHARE) + 1
+    monkeypatch.setattr("llamo_jax.generation.generator.device_bytes", lambda: (limit, 0))
+    assert generator._rows(8, 64, beams) == rows
+    monkeypatch.setattr("llamo_jax.generation.generator.device_bytes", lambda: (limit, limit))
+    with pytest.raises(ConfigError, match="no room for the cache"):
+        generator._rows(8, 64, beams)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,10 +16,13 @@ from hypothesis import strategies as st
 
 from configs import evaluate as evaluate_config
 from configs import stage1
+from data_pipeline import storage
+from data_pipeline.batch import GraphArrays
+from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
 from data_pipeline.functional_groups import functional_groups
 from data_pipeline.molecule import parse_smiles
-from data_pipeline.records import read_records
+from data_pipeline.records import Record, read_records
 from llamo_jax import runs
 from llamo_jax.config import ConfigError
 from llamo_jax.evaluation import __main__ as command
@@ -27,11 +32,12 @@ from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
 from llamo_jax.evaluation.examples import read_examples
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, load_metric_tokenizer
 from llamo_jax.evaluation.molecules import molecule_scores
-from llamo_jax.evaluation.predictions import write_predictions
 from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
 from llamo_jax.evaluation.text import meteor, rouge_l, rouge_scores, text_scores
+from llamo_jax.generation.prompts import collate_prompts
+from llamo_jax.loading import load_generator
 from tests import helpers
 
 pytestmark = pytest.mark.xdist_group("evaluation")
@@ -379,14 +385,16 @@ def test_an_evaluation_continues_and_repeats_itself(trained, few, tmp_path, monk
     # a finished one is scored again, and not answered again: also if that is interrupted, whatever its texts hold
     finished = tmp_path / "cut" / "predictions.jsonl"
     continued[3]["prediction"] = "a\u2028b\x85c"
-    write_predictions(finished, continued)
+    storage.write_json_lines(finished, continued)
     path.write_text("")
     monkeypatch.setattr(run, "_row", None)
     run.evaluate(evaluation(trained, few / "description"), tmp_path / "cut")
     again = helpers.json_lines(finished)
     assert [row["index"] for row in again] == list(range(20))
     assert again[3]["prediction"] == "a\u2028b\x85c"
-    with pytest.raises(ConfigError, match=r"holds another evaluation \(config.decoding differ\)"):
+    with pytest.raises(
+        ConfigError, match=r"another evaluation; what differs: config.decoding.max_new_tokens=9 \(there 12\)"
+    ):
         run.evaluate(evaluation(trained, few / "description", decoding__max_new_tokens=9), tmp_path / "cut")
 
 
@@ -403,6 +411,92 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     assert {row["target"] for row in rows} <= {"Yes", "No"}
     assert metrics["targets_without_class"] == 0
     assert "graph_use" not in metrics
+
+
+def next_log_probabilities(generator, record):
+    """float[V]: of what follows a prompt, from the whole model's logits in one pass."""
+    (prompt,) = generator.encoder.encode([record])
+    batch = jax.tree.map(jnp.asarray, collate_prompts([prompt]))
+    logits = helpers.logits(generator._definition, generator._arrays, batch)
+    return np.asarray(jax.nn.log_softmax(logits[0, len(prompt.tokens) - 1]), np.float64)
+
+
+def first_token(generator, record, word):
+    """The id that an answer of this word begins with."""
+    messages = (*record.conversation.messages, Message("assistant", word))
+    encoded = generator.encoder.encode([record._replace(conversation=record.conversation._replace(messages=messages))])
+    return int(encoded[0].tokens[encoded[0].is_target][0])
+
+
+def test_the_probability_of_yes_is_the_models(trained, tmp_path):
+    """P(yes) / (P(yes) + P(no)) of an evaluation's rows, against the next token's distribution."""
+    table = tmp_path / "classes.csv"
+    table.write_text("smiles,permeable\nCCO,1\nc1ccccc1O,0\nCC(=O)Nc1ccc(O)cc1,1\n")
+    config = evaluation(trained, table, task="property_classification", graph_use=0, group_questions=0)
+    run.evaluate(config, tmp_path / "run")
+    generator, _ = load_generator(trained)
+    found = []
+    for example in read_examples(table, "property_classification", "").examples:
+        probabilities = np.exp(next_log_probabilities(generator, example.prompt))
+        yes, no = (probabilities[first_token(generator, example.prompt, word)] for word in ("Yes", "No"))
+        found.append(yes / (yes + no))
+    rows = helpers.json_lines(tmp_path / "run" / "predictions.jsonl")
+    assert [row["target"] for row in rows] == ["Yes", "No", "Yes"]
+    np.testing.assert_allclose([row["yes_probability"] for row in rows], found, rtol=1e-4)
+    assert min(abs(value - 0.5) for value in found) > 1e-3  # yes and no swapped would show
+
+
+def test_graph_use_compares_with_the_graphs_it_says(trained, few, tmp_path):
+    """Log-likelihoods with the own, another's and no graph, each computed alone from whole logits."""
+    metrics = run.evaluate(evaluation(trained, few / "description", limit=5, graph_use=5, group_questions=0), tmp_path)
+    generator, _ = load_generator(trained)
+    records = read_records(few / "description", "validation")[:5]
+
+    def per_token(graphs):
+        values = []
+        for record, shown in zip(records, graphs, strict=True):
+            (encoded,) = generator.encoder.encode([Record(record.conversation, shown)])
+            batch = jax.tree.map(jnp.asarray, collate_prompts([encoded]))
+            every = jax.nn.log_softmax(helpers.logits(generator._definition, generator._arrays, batch)[0])
+            chosen = every[np.arange(len(encoded.tokens) - 1), encoded.tokens[1:]]
+            values.append(np.asarray(chosen)[encoded.is_target[1:]])
+        return float(np.concatenate(values).mean())
+
+    own = [record.graphs for record in records]
+    blank = [(GraphArrays(*(array[:0] for array in graphs[0])),) for graphs in own]
+    expected = {"true": per_token(own), "other": per_token([*own[2:], *own[:2]]), "blank": per_token(blank)}
+    found = metrics["graph_use"]
+    for name, value in expected.items():
+        assert found["per_token"][name] == pytest.approx(value, abs=2e-5), name
+    for name in ("other", "blank"):
+        assert found["change"][name] == pytest.approx(expected["true"] - expected[name], abs=4e-5)
+        assert abs(found["change"][name]) > 1e-3  # a graph compared with itself would give 0
+
+
+def test_regression_errors_have_their_textbook_values():
+    """R² divides by the spread around the mean of the targets: 1 - 1.5 / 14."""
+    scores = regression_scores(["1.5", "2", "4", "7"], ["1", "2", "3", "6.5"])
+    errors = np.array([0.5, 0.0, 1.0, 0.5])
+    truth = np.array([1, 2, 3, 6.5])
+    assert scores["mae"] == pytest.approx(errors.mean())
+    assert scores["rmse"] == pytest.approx(math.sqrt((errors**2).mean()))
+    assert scores["r2"] == pytest.approx(1 - (errors**2).sum() / ((truth - truth.mean()) ** 2).sum())
+    assert scores["r2"] == pytest.approx(1 - 1.5 / 16.6875)
+    assert regression_scores(["0", "0", "0", "0"], ["1", "2", "3", "6.5"])["r2"] < 0  # worse than the mean
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["It has no {}.", "It does not contain a {}.", "A molecule without a {}.", "It lacks a {}.", "It lack {} groups.",
+     "Lacking a {}, it is stable.", "It has neither a {} nor a halogen.", "It has neither halogens nor a {}.",
+     "It is free of {} groups.", "It is devoid of any {}."],
+)  # fmt: skip
+def test_what_is_denied_is_read_as_denied(words):
+    """Ethanol has no ketone: a denial is true of it, and of acetone false."""
+    text = words.format("ketone")
+    assert [claim.number for claim in claims_in(text) if claim.name == "ketone"] == [0]
+    assert "ketone" not in {claim.name for claim in check(text, "CCO").false}
+    assert "ketone" in {claim.name for claim in check(text, "CC(C)=O").false}
 
 
 def test_examples_are_conversations_up_to_their_last_answer(few, tmp_path):
@@ -427,14 +521,17 @@ def test_examples_are_conversations_up_to_their_last_answer(few, tmp_path):
         (("--config.checkpoint=/nowhere",), "/nowhere is neither a training run nor a model folder"),
         (("--config.checkpoint=/nowhere", "--config.task=poetry"), "unknown task 'poetry'"),
         (("--config.checkpoint=/nowhere", "--config.data=/nowhere.csv"), "/nowhere.csv: no such file"),
-        (("--config.checkpoint=/nowhere", "--config.decoding.top_p=0.0"), "top_p must be above 0"),
+        (
+            ("--config.checkpoint=/nowhere", "--config.decoding.top_p=0.0"),
+            "config.decoding.top_p: input should be",
+        ),
     ],
 )
 def test_launch_says_what_is_wrong(options, message, few, tmp_path):
     root = Path(__file__).resolve().parents[2]
     data = () if any("data" in option for option in options) else (f"--config.data={few / 'description'}",)
     command_line = [sys.executable, root / "launch.py", "--config", root / "configs/evaluate.py", *options, *data]
-    result = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 1
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from configs import stage1
+from configs import stage1, stage2
+from data_pipeline import storage
+from data_pipeline.errors import DataError
 from data_pipeline.loader import BatchLoader
+from data_pipeline.tokenizer import train_tokenizer
 from llamo_jax import runs, sharding
-from llamo_jax.config import MeshConfig
-from llamo_jax.training import checkpoints
+from llamo_jax.config import ConfigError, MeshConfig
+from llamo_jax.training import checkpoints, workdir
 from llamo_jax.training.step import TrainState, empty_log
 from tests import helpers
 from tests.llamo_jax.test_training import losses, small_run, stacked, start
@@ -28,7 +31,7 @@ from tests.llamo_jax.test_training import losses, small_run, stacked, start
 
 def state_at(step: int) -> TrainState:
     """Some 3 MB of arrays, sharded."""
-    mesh = sharding.make_mesh(MeshConfig(2, 4, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4, tensor=1))
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
 
     def array(seed: int) -> jax.Array:
@@ -73,11 +76,11 @@ def empty(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty])
 def test_a_damaged_checkpoint_is_named_and_skipped(damage, tmp_path, caplog):
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         for step in (2, 4):
             saved.save(state_at(step))
     damage(tmp_path / "checkpoints" / "4")
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         found = saved.restore(abstract(state_at(4)))
         assert_equal(found, state_at(2))
         assert "skipping a damaged checkpoint" in caplog.text
@@ -86,26 +89,26 @@ def test_a_damaged_checkpoint_is_named_and_skipped(damage, tmp_path, caplog):
         save_whole(saved, 3)  # the run goes on, and comes to that step again
         assert_equal(saved.restore(abstract(state_at(3))), state_at(3))
         saved.save(state_at(4))
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         assert_equal(saved.restore(abstract(state_at(4))), state_at(4))
         assert saved.steps() == [4, 3]
     for step in (3, 4):
         damage(tmp_path / "checkpoints" / str(step))
     with (
-        checkpoints.Checkpoints(tmp_path) as saved,
-        pytest.raises(checkpoints.CheckpointError, match=r"no checkpoint in .* loads \(step 4: .*; step 3: "),
+        checkpoints.Checkpoints(tmp_path, "a run") as saved,
+        pytest.raises(workdir.CheckpointError, match=r"no checkpoint in .* loads \(step 4: .*; step 3: "),
     ):
         saved.restore(abstract(state_at(4)))
 
 
 def test_weights_of_a_damaged_checkpoint_are_refused(tmp_path):
     state = state_at(2)
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         saved.save(state)
     specs = {
         name: spec for part in (abstract(state).trained, abstract(state).statistics) for name, spec in part.items()
     }
-    with checkpoints.Checkpoints(tmp_path) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         loaded = saved.restore_weights({**specs, "w": specs["w"].update(dtype=jnp.bfloat16)})
         assert loaded.arrays["w"].dtype == jnp.bfloat16
         np.testing.assert_array_equal(loaded.arrays["s"], state.statistics["s"])
@@ -113,7 +116,7 @@ def test_weights_of_a_damaged_checkpoint_are_refused(tmp_path):
             content = bytearray(path.read_bytes())
             content[2000::4000] = bytes(x ^ 1 for x in content[2000::4000])
             path.write_bytes(content)
-        with pytest.raises(checkpoints.CheckpointError, match=r"step 2 .* does not load"):
+        with pytest.raises(workdir.CheckpointError, match=r"step 2 .* does not load"):
             saved.restore_weights(specs)
 
 
@@ -126,22 +129,25 @@ def save_whole(saved: checkpoints.Checkpoints, step: int) -> None:
 def test_a_full_disk_keeps_the_old_checkpoint(policy, tmp_path, caplog):
     """Files may not grow beyond 100 kB, which the operating system tells as it does of a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with checkpoints.Checkpoints(tmp_path, on_save_failure=policy) as saved:
+    with checkpoints.Checkpoints(tmp_path, "a run", on_save_failure=policy) as saved:
         save_whole(saved, 2)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:
             if policy == "stop":
-                with pytest.raises(checkpoints.CheckpointError, match=r"step 4 cannot be written.*step 2 is still"):
+                with pytest.raises(workdir.CheckpointError, match=r"step 4 cannot be written.*step 2 is still"):
                     save_whole(saved, 4)
             else:
                 save_whole(saved, 4)
                 assert "checkpoint of step 4 cannot be written" in caplog.text
                 assert "the one of step 2 is still there" in caplog.text
+                assert saved.failed == 4
+                assert saved.on_disk() == "the newest checkpoint is of step 2"
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         if policy == "continue":
-            saved.save(state_at(6))
-    with checkpoints.Checkpoints(tmp_path) as saved:
+            save_whole(saved, 6)
+            assert saved.failed is None
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
         expected = 6 if policy == "continue" else 2
         assert_equal(saved.restore(abstract(state_at(2))), state_at(expected))
 
@@ -155,7 +161,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     broken = state._replace(trained={**state.trained, name: state.trained[name].at[3].set(jnp.nan)})
     after, metrics = step(broken, frozen, batches)
     assert int(after.step) == 2
-    assert int(metrics["in_row"]) == 1
+    assert int(metrics["skipped_in_a_row"]) == 1
     assert not np.isfinite(metrics["loss"])
     for part in ("statistics", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(getattr(after, part)), getattr(before, part))
@@ -167,7 +173,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     np.testing.assert_array_equal(after.log["loss"], before.log["loss"])
     healed = after._replace(trained={**after.trained, name: jnp.asarray(before.trained[name])})
     healed, metrics = step(healed, frozen, batches)
-    assert int(metrics["in_row"]) == 0
+    assert int(metrics["skipped_in_a_row"]) == 0
     assert int(healed.log["skipped"]) == 1
 
 
@@ -206,7 +212,10 @@ def test_sigterm_ends_a_run_after_a_checkpoint(few, tmp_path, monkeypatch, capsy
         state = runs.train(config, tmp_path / "stopped")
     step = int(state.step)
     assert 3 <= step <= 5
-    assert f"stopped after step {step} of 6, as requested; everything is saved" in capsys.readouterr().out
+    assert (
+        f"stopped after step {step} of 6, as requested; the newest checkpoint is of step {step}"
+        in capsys.readouterr().out
+    )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     runs.train(config, tmp_path / "stopped")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
@@ -238,7 +247,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
         return process
 
     whole = child(tmp_path / "whole")
-    whole.join(300)
+    whole.join(1200)
     assert whole.exitcode == 0
     rng = random.Random(0)
     reached = []
@@ -260,7 +269,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
         reached.append(len(lines(tmp_path / "killed")))
     assert 0 < reached[-1] < 20  # of 20 lines
     last = child(tmp_path / "killed")
-    last.join(300)
+    last.join(1200)
     assert last.exitcode == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     states = []
@@ -275,3 +284,142 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
 def lines(workdir: Path) -> list[str]:
     path = workdir / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_reader_changes_nothing_on_the_disk(tmp_path):
+    """Not even what looks like the leftover of a killed save: it may be a save that is running."""
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
+        saved.save(state_at(2))
+    running = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    running.mkdir()
+    (running / "data").write_text("half of it")
+
+    def everything():
+        return {path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))}
+
+    before = everything()
+    specs = abstract(state_at(2)).trained
+    with checkpoints.Checkpoints(tmp_path) as reader:
+        assert reader.steps() == [2]
+        np.testing.assert_array_equal(reader.restore_weights(specs).arrays["w"], state_at(2).trained["w"])
+    time.sleep(1)  # Orbax cleans in the background
+    assert everything() == before
+    with pytest.raises(workdir.CheckpointError, match="holds no checkpoint"):
+        checkpoints.Checkpoints(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_checkpoint_of_another_run_or_step_is_refused(tmp_path):
+    for name in ("ours", "theirs"):
+        with checkpoints.Checkpoints(tmp_path / name, name) as saved:
+            saved.save(state_at(2))
+            saved.save(state_at(4))
+    shutil.rmtree(tmp_path / "ours" / "checkpoints" / "4")
+    shutil.copytree(tmp_path / "theirs" / "checkpoints" / "4", tmp_path / "ours" / "checkpoints" / "4")
+    with (
+        checkpoints.Checkpoints(tmp_path / "ours", "ours") as saved,
+        pytest.raises(workdir.CheckpointError, match=r"step 4 .* belongs to another run \(theirs, not ours\)"),
+    ):
+        saved.restore(abstract(state_at(4)))
+    # a state of another step than its folder's name is damaged
+    shutil.rmtree(tmp_path / "ours" / "checkpoints" / "4")
+    shutil.copytree(tmp_path / "ours" / "checkpoints" / "2", tmp_path / "ours" / "checkpoints" / "3")
+    with checkpoints.Checkpoints(tmp_path / "ours", "ours") as saved:
+        assert int(saved.restore(abstract(state_at(4))).step) == 2
+    assert (tmp_path / "ours" / "damaged_checkpoints" / "3").is_dir()
+
+
+def test_a_run_whose_end_is_not_saved_says_so(few, tmp_path, monkeypatch):
+    """on_save_failure=continue goes on, but its last word and its exit status are about what is on the disk."""
+    config = small_run(few)
+    train = dataclasses.replace(config.train, on_save_failure="continue")
+
+    def fail(self, step, *arguments, **options):
+        if step == 6:
+            raise OSError("No space left on device")
+        return save(self, step, *arguments, **options)
+
+    save = checkpoints.ocp.training.Checkpointer.save_checkpointables_async
+    monkeypatch.setattr(checkpoints.ocp.training.Checkpointer, "save_checkpointables_async", fail)
+    with pytest.raises(workdir.CheckpointError, match=r"step 6 of 6 was reached, but not saved; .* is of step 4"):
+        runs.train(dataclasses.replace(config, train=train), tmp_path / "run")
+
+
+def test_one_run_works_in_a_folder(few, tmp_path):
+    config = small_run(few)
+    (tmp_path / "run").mkdir()
+    with storage.locked(tmp_path / "run"), pytest.raises(DataError, match="another process is working in"):
+        runs.train(config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [storage.LOCK]
+
+
+CHANGES = {
+    "seed": ("seed", 1),
+    "accumulate": ("train.accumulate", 2),
+    "learning rate": ("train.learning_rate", 1e-3),
+    "rows": ("data.rows", 16),
+    "prompt": ("prompt.show_smiles", False),
+    "model": ("model.projector.share_level_attention", True),
+    "clip": ("train.clip", None),
+    "trainable": ("train.train_token_embedding", True),
+}
+
+
+def replaced(config, path, value):
+    """A configuration with one field changed."""
+    name, _, rest = path.partition(".")
+    return dataclasses.replace(config, **{name: replaced(getattr(config, name), rest, value) if rest else value})
+
+
+def test_a_run_is_continued_only_as_itself(few, tmp_path):
+    """Whatever decides the result is compared before the folder is touched, and named."""
+    config = small_run(few)
+    folder = tmp_path / "run"
+    runs.train(config, folder)
+
+    def everything():
+        return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    before = everything()
+    for path, value in CHANGES.values():
+        with pytest.raises(ConfigError, match=rf"holds another run; what differs: .*config\.{path}="):
+            runs.train(replaced(config, path, value), folder)
+    with pytest.raises(ConfigError, match="what differs: the records in"):
+        runs.train(replaced(config, "data.source", str(few / "instruction")), folder)
+    other = tmp_path / "tokenizer"
+    train_tokenizer(["another tokenizer's text"] * 9, 300).save(other)
+    with pytest.raises(ConfigError, match="what differs: the tokenizer"):
+        runs.train(replaced(config, "data.tokenizer", str(other)), folder)
+    with pytest.raises(ConfigError, match=r"steps=5 is below the checkpoint of step 6"):
+        runs.train(replaced(config, "train.steps", 5), folder)
+    assert everything() == before
+    # what may change does
+    more = replaced(replaced(config, "train.steps", 8), "mesh.fsdp", 8)
+    moved = tmp_path / "moved"
+    shutil.copytree(few / "description", moved)
+    state = runs.train(replaced(replaced(more, "data.source", str(moved)), "model.remat", "full"), folder)
+    assert int(state.step) == 8
+    assert json.loads((folder / "run.json").read_text()) == json.loads(before[folder / "run.json"])
+
+
+def test_stage_2_is_continued_from_the_same_weights_only(few, tmp_path):
+    for name in ("one", "other"):
+        runs.train(small_run(few), tmp_path / name)
+    config = small_run(few, stage2, init_from=str(tmp_path / "one"))
+    runs.train(config, tmp_path / "stage2")
+    with pytest.raises(ConfigError, match=r"config.init_from='.*other' \(there '.*one'\)"):
+        runs.train(replaced(config, "init_from", str(tmp_path / "other")), tmp_path / "stage2")
+    # moved together, the two still belong together
+    (tmp_path / "moved").mkdir()
+    for name in ("one", "stage2"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    moved = replaced(replaced(config, "init_from", str(tmp_path / "moved" / "one")), "train.steps", 8)
+    assert int(runs.train(moved, tmp_path / "moved" / "stage2").step) == 8
+
+
+def test_a_start_that_failed_before_the_first_step_can_be_corrected(few, tmp_path):
+    config = small_run(few)
+    wrong = replaced(config, "train.trainable", (("language_model/.*", False), (".*", True)))
+    with pytest.raises(ConfigError, match="would stay random"):
+        runs.train(wrong, tmp_path / "run")
+    assert int(runs.train(config, tmp_path / "run").step) == 6

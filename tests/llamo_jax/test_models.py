@@ -11,13 +11,15 @@ import pytest
 from flax import nnx
 
 from data_pipeline.batch import BatchShape, RowSize, collate
-from llamo_jax import parameters, quantization, sharding
-from llamo_jax.config import ConfigError, MeshConfig, RopeScaling
-from llamo_jax.models import LlamaDecoder, few_rows
+from llamo_jax import parameters, sharding
+from llamo_jax.config import ConfigError, MeshConfig
+from llamo_jax.generation import few_rows
+from llamo_jax.models import LlamaDecoder, quantization
 from llamo_jax.models.attention import attention, causal_mask, choose_kernel, splash_attention
 from llamo_jax.models.definition import define_model
-from llamo_jax.models.llama import rope_tables
-from llamo_jax.models.projector import SegmentAttention
+from llamo_jax.models.llama import RopeScaling, rope_tables
+from llamo_jax.models.lora import add_adapters
+from llamo_jax.models.projectors.multi_level import SegmentAttention
 from tests import helpers
 
 
@@ -81,16 +83,13 @@ def test_graph_of_large_batches_stays_finite(model):
 
 def test_fresh_adapter_changes_nothing_and_merging_equals_it():
     config = helpers.model_config(lora_rank=4)
-    rngs = nnx.Rngs(0)
-    decoder = LlamaDecoder(config.language_model, config.lora, compute_dtype="float32", remat="none", rngs=rngs)
+    adapters = dataclasses.replace(config.lora, targets=("layers/(query|value)",))
+    plain, decoder = (LlamaDecoder(config.language_model, compute_dtype="float32", rngs=nnx.Rngs(i)) for i in range(2))
+    base = parameters.flatten(nnx.state(decoder))
+    add_adapters(decoder, adapters, rngs=nnx.Rngs(2))
     batch = helpers.batch()
     embeddings = decoder.embed(jnp.asarray(batch.tokens))
     fresh = decoder(embeddings, batch.positions, batch.segments)
-    plain_config = helpers.model_config()
-    plain = LlamaDecoder(
-        config.language_model, plain_config.lora, compute_dtype="float32", remat="none", rngs=nnx.Rngs(1)
-    )
-    base = {k: v for k, v in parameters.flatten(nnx.state(decoder)).items() if "lora" not in k}
     expected = helpers.load(plain, base)(embeddings, batch.positions, batch.segments)
     np.testing.assert_array_equal(fresh, expected)
 
@@ -164,7 +163,7 @@ def test_cached_decoding_equals_the_full_pass(model):
 
 def test_llama3_rope_scaling():
     """Long wavelengths are divided by the factor, short ones kept (values from the definition in Llama 3.1)."""
-    scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     config = helpers.model_config(rope_theta=500000.0, head_width=128, rope_scaling=scaling).language_model
     plain = helpers.model_config(rope_theta=500000.0, head_width=128).language_model
     angle, angle_plain = (jnp.arctan2(*rope_tables(jnp.ones((), jnp.int32), c)[::-1]) for c in (config, plain))
@@ -201,7 +200,7 @@ def test_splash_attention_equals_plain_attention_on_packed_segments(dtype, toler
 
     plain = functools.partial(attention, mask=causal_mask(segments))
     splash = functools.partial(splash_attention, segments=segments, interpret=True)
-    for mesh in (None, sharding.make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])):
+    for mesh in (None, sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])):
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             results = [
                 jax.jit(jax.grad(functools.partial(weighed, attend), argnums=(0, 1, 2), has_aux=True))(q, k, v)
@@ -227,7 +226,7 @@ def test_attention_kernels_are_chosen_by_device_and_size():
         device = jax.sharding.AbstractDevice("some kind", None, {"gpu": "cuda"}.get(platform, platform))
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
             assert choose_kernel("auto", *sizes) == expected
-    for kernel, length in (("splash", 500), ("cudnn", 512), ("flash", 512)):
+    for kernel, length in (("splash", 500), ("cudnn", 512)):
         with pytest.raises(ConfigError, match=r"config\.model\.attention"):
             choose_kernel(kernel, length, 128, bfloat16)
 

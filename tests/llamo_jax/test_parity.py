@@ -12,7 +12,6 @@ import pytest
 from benchmarks import bfloat16, parity
 from benchmarks.parity import Comparison, Golden
 from data_pipeline.batch import EncodedConversation
-from llamo_jax.config import DecoderConfig
 from llamo_jax.convert.huggingface import NO_LORA
 from llamo_jax.convert.names import prefixed
 from llamo_jax.generation.decode import greedy
@@ -85,8 +84,11 @@ def read_llama2c(path):
     arrays["norm/scale"] = take(dim)
     assert len(values) - taken == length * head  # tables of cosines and sines, which follow from theta
     arrays = {name: x.swapaxes(1, 2) if "/kernel" in name else x for name, x in arrays.items()}
-    sizes = map(int, (vocab, dim, layers, heads, kv_heads, head, hidden))
-    return DecoderConfig(*sizes, 10000.0, None, 1e-5, qkv_bias=False, tie_embeddings=True, sliding_window=None), arrays
+    names = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_width", "mlp_width")
+    sizes = dict(zip(names, map(int, (vocab, dim, layers, heads, kv_heads, head, hidden)), strict=True))
+    return dataclasses.replace(
+        helpers.model_config(tie_embeddings=True).language_model, **sizes, rope_theta=10000.0, rms_norm_eps=1e-5
+    ), arrays
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ SNAPSHOT = Path(__file__).parent / "shardings.json"
 def described(preset: str) -> dict[str, str]:
     """Every array of stage 2: dtype, shape, the mesh axis of each dimension, and whether it is trained."""
     config = runs.read_config(stage2.get_config(preset))
-    program = make_program(config, sharding.make_mesh(MeshConfig(2, 2, 2)))
+    program = make_program(config, sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     lines = {}
     for kind, arrays in (
         ("trained", program.state.trained),
@@ -46,7 +46,9 @@ def test_shardings_are_those_of_the_snapshot(preset):
 
 
 def test_moments_live_where_their_parameters_do():
-    program = make_program(runs.read_config(stage1.get_config("small")), sharding.make_mesh(MeshConfig(2, 2, 2)))
+    program = make_program(
+        runs.read_config(stage1.get_config("small")), sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    )
     kernel = "language_model/layers/gate/kernel"
     moments = [
         leaf.sharding.spec
@@ -61,7 +63,7 @@ def test_an_unknown_axis_and_a_size_that_does_not_divide_are_named():
         def __init__(self):
             self.kernel = layers.parameter(layers.ones, (8, 6), ("embed", "mpl"), rngs=nnx.Rngs(0))
 
-    mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1))
     with pytest.raises(ConfigError, match=r"kernel: no rule for the logical axis 'mpl'; known: embed, mlp, "):
         sharding.parameter_shardings(nnx.state(nnx.eval_shape(Typo)), mesh)
     config = runs.read_config(stage1.get_config("tiny"))
@@ -69,7 +71,7 @@ def test_an_unknown_axis_and_a_size_that_does_not_divide_are_named():
     with pytest.raises(ConfigError, match=r"language_model/.*: size 36 does not divide over 8 devices of 'fsdp'"):
         make_program(dataclasses.replace(config, model=model), mesh)
     with pytest.raises(ConfigError, match=r"data=3, fsdp=-1, tensor=1.*8 devices"):
-        sharding.make_mesh(MeshConfig(3, -1, 1))
+        sharding.make_mesh(MeshConfig(data=3, fsdp=-1, tensor=1))
 
 
 def test_only_data_goes_from_slice_to_slice():
@@ -81,17 +83,17 @@ def test_only_data_goes_from_slice_to_slice():
         )
         for index in range(8)
     ]  # fmt: skip
-    grid = sharding.device_grid(MeshConfig(2, -1, 1), devices)
+    grid = sharding.device_grid(MeshConfig(data=2, fsdp=-1, tensor=1), devices)
     assert grid.shape == (2, 4, 1)
     assert [{device.slice_index for device in part.flat} for part in grid] == [{0}, {1}]
     with pytest.raises(ConfigError, match="data=1 does not divide over the 2 slices"):
-        sharding.device_grid(MeshConfig(1, -1, 1), devices)
+        sharding.device_grid(MeshConfig(data=1, fsdp=-1, tensor=1), devices)
 
 
 def test_a_program_keeps_its_shardings_compiles_once_and_donates():
     config = runs.read_config(stage1.get_config("tiny"))
     config = dataclasses.replace(config, model=helpers.model_config())
-    mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
         arrays = initial_arrays(config.model, program.arrays(), seed=0)

@@ -21,12 +21,17 @@ from data_pipeline.loader import BatchLoader
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, ModelConfig, from_dict
+from llamo_jax.checksums import checksums
+from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, from_dict
 from llamo_jax.convert import __main__ as convert
+from llamo_jax.models import ModelConfig, layers
 from llamo_jax.models.definition import define_model, initial_arrays, statistics_names
+from llamo_jax.models.llama import RopeScaling
+from llamo_jax.models.lora import LoRALinear, with_dropout
 from llamo_jax.parameters import abstract_arrays
-from llamo_jax.training import checkpoints
+from llamo_jax.training import checkpoints, workdir
 from llamo_jax.training.loss import cross_entropy
+from llamo_jax.training.program import make_program
 from llamo_jax.training.step import TrainState, empty_log, make_train_step
 from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
 from tests import helpers
@@ -144,7 +149,10 @@ def test_loss_and_its_gradients_equal_those_of_whole_logits(chunk, tied):
         )
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(8, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)])
+@pytest.mark.parametrize(
+    "mesh_config",
+    [MeshConfig(data=8, fsdp=1, tensor=1), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=4, tensor=2)],
+)
 def test_sharded_step_equals_one_device(mesh_config):
     config = helpers.model_config()
     _, step, state, frozen = start(config, ((".*", True),))
@@ -177,25 +185,23 @@ def test_initial_arrays_do_not_depend_on_the_mesh():
     config = helpers.model_config()
     definition = define_model(config)
     arrays = []
-    for mesh_config in (MeshConfig(8, 1, 1), MeshConfig(1, 4, 2)):
+    for mesh_config in (MeshConfig(data=8, fsdp=1, tensor=1), MeshConfig(data=1, fsdp=4, tensor=2)):
         mesh = sharding.make_mesh(mesh_config)
         arrays.append(
             initial_arrays(config, abstract_arrays(definition.variables, config.frozen_dtype, mesh, {}), seed=0)
         )
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, arrays))
-    assert checkpoints.checksums(arrays[0]) == checkpoints.checksums(arrays[1])
+    assert checksums(arrays[0]) == checksums(arrays[1])
     name = "projector/norm/bias"
-    assert checkpoints.checksums({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checkpoints.checksums(
-        arrays[0]
-    )
+    assert checksums({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checksums(arrays[0])
 
 
 def test_mesh_errors_name_the_numbers():
     with pytest.raises(ConfigError, match="does not fit 8 devices"):
-        sharding.make_mesh(MeshConfig(3, 1, 1))
+        sharding.make_mesh(MeshConfig(data=3, fsdp=1, tensor=1))
     definition = define_model(helpers.model_config(mlp_width=50))
     with pytest.raises(ConfigError, match="down/kernel: size 50 does not divide over 4 devices of 'tensor'"):
-        sharding.parameter_shardings(definition.variables, sharding.make_mesh(MeshConfig(2, 1, 4)))
+        sharding.parameter_shardings(definition.variables, sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=4)))
 
 
 def test_trainable_rules():
@@ -293,12 +299,12 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
     # stage 2 starts from stage 1, trains only its own, and names its base
     second = small_run(few, stage2, init_from=str(tmp_path / "one"))
     state = runs.train(second, tmp_path / "stage2")
-    base = checkpoints.read_base(tmp_path / "stage2")
+    base = workdir.read_base(tmp_path / "stage2")
     assert base.folder == (tmp_path / "one").resolve()
     assert base.step == 6
     assert set(state.trained) == {name for name in state.trained if "lora" in name or name.startswith("projector/")}
     definition = define_model(second.model)
-    mesh = sharding.make_mesh(MeshConfig(1, -1, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
     abstract = abstract_arrays(definition.variables, second.model.frozen_dtype, mesh, {})
     arrays, _, step = checkpoints.load_weights(tmp_path / "stage2", abstract)
     assert step == 6
@@ -308,7 +314,7 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
     # the same on quantized frozen matrices: a little off, from the same base; what was whole comes out whole
     small = dataclasses.replace(second, model=dataclasses.replace(second.model, quantize="int8"))
     state = runs.train(small, tmp_path / "quantized")
-    assert checkpoints.read_base(tmp_path / "quantized") == base
+    assert workdir.read_base(tmp_path / "quantized") == base
     for (step, theirs), (_, ours) in zip(losses(tmp_path / "stage2"), losses(tmp_path / "quantized"), strict=True):
         assert 0 < abs(ours - theirs) < 0.05 * theirs, step
     assert (
@@ -323,8 +329,81 @@ def test_runs_repeat_continue_and_chain(tmp_path, few, monkeypatch):
 
     # a base that changed is noticed
     runs.train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8)), tmp_path / "one")
-    with pytest.raises(checkpoints.CheckpointError, match="are not those of step 6"):
+    with pytest.raises(workdir.CheckpointError, match="are not those of step 6"):
         checkpoints.load_weights(tmp_path / "stage2", abstract)
+
+
+def test_dropout_drops_its_rate_and_keeps_the_mean():
+    x = jnp.full((400, 500), 2.0)
+    dropped = np.asarray(layers.dropout(x, 0.2, jax.random.key(0)))
+    assert np.mean(dropped == 0) == pytest.approx(0.2, abs=0.005)
+    np.testing.assert_allclose(dropped[dropped != 0], 2.0 / 0.8, rtol=1e-6)
+    np.testing.assert_array_equal(layers.dropout(x, 0.2, None), x)
+
+
+def test_adapters_drop_their_inputs_in_training_alone():
+    """Each layer by a mask of its own; without a key, or after a pass with one, nothing is dropped."""
+    config = helpers.model_config(lora_rank=4)
+    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.25))
+    definition, arrays = helpers.definition_and_arrays(config)
+    model = definition.merge(arrays)
+    batch = helpers.batch()
+    run = jax.jit(lambda arrays, key: definition.merge(arrays).hidden_states(batch, dropout_key=key)[0])
+    plain = model.hidden_states(batch)[0]
+    one, other = (run(arrays, jax.random.key(seed)) for seed in (0, 1))
+    assert float(jnp.abs(one - plain).max()) > 1e-3
+    assert float(jnp.abs(one - other).max()) > 1e-3
+    np.testing.assert_array_equal(one, run(arrays, jax.random.key(0)))
+    model.hidden_states(batch, dropout_key=jax.random.key(0))
+    np.testing.assert_array_equal(model.hidden_states(batch)[0], plain)
+    keys = {
+        path: np.asarray(jax.random.key_data(linear.dropout_key[...]))
+        for path, linear in layers.linears(with_dropout(model, jax.random.key(0))).items()
+        if isinstance(linear, LoRALinear)
+    }
+    assert len(np.unique(np.concatenate(list(keys.values())), axis=0)) == 2 * config.language_model.num_layers
+
+
+@pytest.mark.parametrize(("stage", "moves"), [(stage1, True), (stage2, False)])
+def test_statistics_move_only_with_a_trained_encoder(stage, moves):
+    """Through the program that a run uses: stage 2 freezes the encoder, and its BatchNorm with it."""
+    config = stage.get_config("tiny")
+    config.data.update({"rows": 8, "tokens_per_row": 96})
+    config.data.update({f"{name}_per_row": size for name, size in helpers.ROW._asdict().items() if name != "tokens"})
+    config.model.language_model.num_layers = 1
+    config = runs.read_config(config)
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
+    with jax.set_mesh(mesh):
+        program = make_program(config, mesh)
+        arrays = initial_arrays(config.model, program.arrays(), seed=0)
+        frozen = {name: arrays[name] for name in program.frozen}
+        state = program.initial_state(arrays)
+        before = jax.device_get((state.statistics, frozen))
+        assert len(before[0]) == 4
+        batches = jax.tree.map(lambda x: x[None], helpers.host_batch(8))
+        for _ in range(3):
+            state, _ = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
+        after = jax.device_get((state.statistics, frozen))
+    changed = [name for name in before[0] if not np.array_equal(before[0][name], after[0][name])]
+    assert sorted(changed) == (sorted(before[0]) if moves else [])
+    jax.tree.map(np.testing.assert_array_equal, before[1], after[1])
+
+
+def test_a_run_that_accumulates_continues_where_it_was(tmp_path, few, monkeypatch):
+    """Two batches a step: after an interruption the next step reads the batches that come next, not those before."""
+    config = small_run(few)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
+    runs.train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLoader, "training_batches", interrupted_after(10, BatchLoader.training_batches))
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(config, tmp_path / "cut")
+    assert [step for step, _ in losses(tmp_path / "cut")] == [2, 4]
+    runs.train(config, tmp_path / "cut")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    single = small_run(few)
+    runs.train(single, tmp_path / "single")
+    assert losses(tmp_path / "single") != losses(tmp_path / "whole")
 
 
 def test_frozen_parameters_are_never_random(tmp_path, few):
@@ -336,12 +415,12 @@ def test_frozen_parameters_are_never_random(tmp_path, few):
 
 
 def test_model_config_round_trips_as_json():
-    config = helpers.model_config(rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                                "original_max_position_embeddings": 8192})  # fmt: skip
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+    config = helpers.model_config(rope_scaling=scaling)
     as_json = json.loads(json.dumps(dataclasses.asdict(config)))
     assert from_dict(ModelConfig, as_json).language_model.rope_scaling.factor == 8.0
     as_json["projector"]["depht"] = as_json["projector"].pop("depth")
-    with pytest.raises(ConfigError, match=r"unknown keys \['depht'\], missing keys \['depth'\]"):
+    with pytest.raises(ConfigError, match=r"depth is missing.*depht: unknown key"):
         from_dict(ModelConfig, as_json)
 
 

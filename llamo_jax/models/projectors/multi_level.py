@@ -1,7 +1,7 @@
-"""Multi-level graph projector: a fixed number of graph tokens from all GNN levels and the motifs."""
+"""kind=multi_level: the paper's projector, a fixed number of graph tokens from all GNN levels and the motifs."""
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,90 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from data_pipeline.batch import MoleculeGraphs
-from llamo_jax.config import ProjectorConfig
-from llamo_jax.models import layers
+from data_pipeline.batch import BatchShape, MoleculeGraphs
+from data_pipeline.vocabulary import MOTIF_FEATURES
+from llamo_jax.config import Bool, setting, settings
+from llamo_jax.config import Float as Number
+from llamo_jax.config import Int as Integer
+from llamo_jax.models import layers, torch_names
+from llamo_jax.models.flops import Flops, LinearFlops
+from llamo_jax.models.interfaces import PROJECTORS, ProjectorConfig
+from llamo_jax.models.torch_names import Rule
+
+
+@PROJECTORS.register
+@settings
+class MultiLevelConfig(ProjectorConfig):
+    """Multi-level graph projector (paper, section 3.2); Q = num_motif_queries + levels · num_level_queries."""
+
+    kind: Literal["multi_level"] = setting("cross-attention over every level, and motifs", default="multi_level")
+    motif_features: Integer = setting("width of a motif's features", ge=1)
+    num_motif_queries: Integer = setting("graph tokens from the motifs", ge=1)
+    num_level_queries: Integer = setting("graph tokens from the nodes of each level", ge=1)
+    num_heads: Integer = setting("of every attention", ge=1)
+    depth: Integer = setting("linear layers of the MLP to the language model's width", ge=1)
+    layer_norm_eps: Number = setting("added to the variance in LayerNorm", gt=0)
+    share_level_attention: Bool = setting("one attention module for all levels, as in the original's code")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "MultiLevelConfig":
+        """28 graph tokens: 4 from the motifs and 4 from each of 6 levels; an attention for each level.
+
+        The original's code shares one attention between the levels, which its paper does not say.
+
+        >>> MultiLevelConfig.paper().num_tokens(6)
+        28
+        """
+        sizes = {"motif_features": MOTIF_FEATURES, "num_motif_queries": 4, "num_level_queries": 4, "num_heads": 4}
+        rest = {"depth": 6, "layer_norm_eps": 1e-5, "share_level_attention": False}
+        return cls(**(sizes | rest | changes))
+
+    def num_tokens(self, levels: int) -> int:
+        """Q."""
+        return self.num_motif_queries + levels * self.num_level_queries
+
+    def build(self, graph_width: int, levels: int, out_width: int, *, rngs: nnx.Rngs) -> "MultiLevelProjector":
+        """See ProjectorConfig."""
+        return MultiLevelProjector(self, graph_width, levels, out_width, rngs=rngs)
+
+    def flops(
+        self, shape: BatchShape, graph_width: int, levels: int, out_width: int, linear: LinearFlops, *, to_levels: bool
+    ) -> Flops:
+        """See ProjectorConfig."""
+        slots, atoms, _, motifs = (shape.shards * size for size in shape.per_shard())
+        trained, total = linear.any_trained(), Flops()
+        for name, items, to_items in (
+            ("level_attention", levels * atoms, to_levels),
+            ("motif_attention", motifs, trained),  # motif vectors come from a trained embedding
+        ):
+            for part in ("key", "value"):
+                total += linear(f"{name}/{part}", items, graph_width, graph_width, to_input=to_items)
+        total += linear("motif_embedding", motifs, self.motif_features, graph_width, to_input=False)
+        for name, queries in (
+            ("level_attention", levels * self.num_level_queries),
+            ("motif_attention", self.num_motif_queries),
+        ):
+            total += linear(f"{name}/out", slots * queries, graph_width, graph_width, to_input=True)
+        for i, (inside, outside) in enumerate(itertools.pairwise([graph_width] + [out_width] * self.depth)):
+            total += linear(f"mlp/{i}", slots * self.num_tokens(levels), inside, outside)
+        return total
+
+    def torch_names(self, levels: int) -> list[Rule]:
+        """`MLPMultilevelProjector` of the original; a shared level attention stands under `cross_attention.0`."""
+        rules = [
+            torch_names.same("motif_query_tokens", "motif_queries"),
+            torch_names.same("query_tokens", "level_queries"),
+            *torch_names.linear("motif_weight", "motif_embedding", bias=False),
+            torch_names.same("layer_norm.weight", "norm/scale"),
+            torch_names.same("layer_norm.bias", "norm/bias"),
+            *torch_names.in_layer(0, torch_names.attention("motif_cross_attention"), "motif_attention/"),
+        ]
+        for level in range(1 if self.share_level_attention else levels):
+            found = torch_names.attention(f"cross_attention.{level}")
+            rules += torch_names.in_layer(level, found, "level_attention/")
+        for layer in range(self.depth):
+            rules += torch_names.linear(f"net.{2 * layer}", f"mlp/{layer}")
+        return rules
 
 
 class MultiLevelProjector(nnx.Module):
@@ -22,7 +103,7 @@ class MultiLevelProjector(nnx.Module):
     language model's width. A molecule without motifs gets the raw motif queries, as in the original.
     """
 
-    def __init__(self, config: ProjectorConfig, graph_width: int, num_levels: int, out_width: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: MultiLevelConfig, graph_width: int, num_levels: int, out_width: int, *, rngs: nnx.Rngs):
         self.config = config
         heads = config.num_heads
         motif_queries, level_queries = (config.num_motif_queries, graph_width), (config.num_level_queries, graph_width)
@@ -51,6 +132,7 @@ class MultiLevelProjector(nnx.Module):
         motifs = self.motif_embedding(molecules.motifs.nodes)
         motif_queries = self.motif_queries[...]
         attended = self.motif_attention(motif_queries[None], motifs[None], _slot_ids(molecules.motifs), slots)[0]
+        # methane has no functional group: the original's attention over nothing gives its queries back
         has_motifs = (molecules.motifs.n_node > 0)[..., None, None]
         motif_tokens = jnp.where(has_motifs, attended, motif_queries)
         level_tokens = self.level_attention(self.level_queries[...], levels, _slot_ids(molecules.atoms), slots)
@@ -92,7 +174,7 @@ class SegmentAttention(nnx.Module):
             q = _heads(module.query(queries), self.num_heads)  # P h F/h
             k = _heads(module.key(items), self.num_heads)  # S N h F/h
             v = _heads(module.value(items), self.num_heads)
-            scores = jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5
+            scores = jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5  # as torch.nn.MultiheadAttention
 
             pooled = jax.vmap(_segment_pool, in_axes=(0, 0, 0, None))(scores, v, segment_ids, num_segments)
             return module.out(pooled.reshape(*pooled.shape[:-2], -1))  # S G P F

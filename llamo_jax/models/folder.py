@@ -1,26 +1,27 @@
 """A model as one folder: `LLaMo.save` and the converters write it; `LLaMo.load`, training and the assistant read it.
 
-config.json         format_version, the model's configuration (adapters included), how prompts are written
+config.json         schema_version, the model's configuration (adapters included), how prompts are written
 model.safetensors   the weights by path, layers stacked
 tokenizer/          a Hugging Face tokenizer folder, if it was given
 """
 
+import contextlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
 
-from llamo_jax.config import ConfigError, ModelConfig, PromptConfig, from_dict, to_dict
+from data_pipeline import storage
+from llamo_jax.config import ConfigError, PromptConfig, from_dict, to_dict
+from llamo_jax.models.config import ModelConfig
+from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Weights, read_file, write_file
 
 FORMAT = "llamo_jax model"
-FORMAT_VERSION = 1
 PARTS = ("graph_encoder", "projector", "language_model")
 
 
@@ -49,7 +50,7 @@ class ModelFolder(NamedTuple):
 def is_model_folder(folder: str | os.PathLike) -> bool:
     """Whether `write_model` made this folder (a run's folder is another kind)."""
     try:
-        return json.loads((Path(folder) / "config.json").read_text()).get("format") == FORMAT
+        return json.loads((storage.as_path(folder) / "config.json").read_text()).get("format") == FORMAT
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -58,51 +59,44 @@ def read_model(folder: str | os.PathLike) -> ModelFolder:
     """Raises WeightsError if the folder is none, or of a newer format."""
     if not is_model_folder(folder):
         raise WeightsError(f"{folder} is not a model folder (no config.json with format {FORMAT!r})")
-    content = json.loads((Path(folder) / "config.json").read_text())
-    if content.get("format_version") != FORMAT_VERSION:
-        raise WeightsError(
-            f"{folder} has format_version {content.get('format_version')}, this version reads {FORMAT_VERSION}; "
-            "update llamo_jax, or convert the weights again"
-        )
+    content = json.loads((storage.as_path(folder) / "config.json").read_text())
     try:
+        version = content.get("schema_version", content.get("format_version"))
+        model = migrated_model(content["model"], version)
         prompt = content["prompt"]
         return ModelFolder(
-            config=from_dict(ModelConfig, content["model"], f"{folder}/config.json: model"),
-            weights=read_file(Path(folder) / "model.safetensors"),
+            config=from_dict(ModelConfig, model, f"{folder}/config.json: model"),
+            weights=read_file(storage.as_path(folder) / "model.safetensors"),
             prompt=None if prompt is None else from_dict(PromptConfig, prompt, f"{folder}/config.json: prompt"),
             parts=tuple(content["parts"]),
             huggingface=content["huggingface"],
         )
-    except (KeyError, ConfigError) as error:
+    except SchemaError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{folder}/config.json is damaged: {error}") from None
 
 
 def write_model(folder: str | os.PathLike, model: ModelFolder, tokenizer: Tokenizer | None = None) -> None:
     """Writes a new folder, in one step: it exists whole or not at all. On several hosts all must call it.
 
-    Raises WeightsError if the folder exists already.
+    Raises DataError if the folder exists already.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise WeightsError(f"{folder} exists already; remove it or choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
+    storage.check_new(folder)  # in every process: one that went on alone would wait for the others forever
     first = jax.process_index() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    multihost_utils.sync_global_devices(f"created {partial}")
-    write_file(partial / "model.safetensors", model.weights)
-    if first:
-        content = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "model": to_dict(model.config),
-            "prompt": None if model.prompt is None else to_dict(model.prompt),
-            "parts": model.parts,
-            "huggingface": model.huggingface,
-        }
-        (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(partial / "tokenizer")
-        partial.rename(folder)
+    with storage.new_folder(folder) if first else contextlib.nullcontext(storage.as_path(folder)) as partial:
+        multihost_utils.sync_global_devices(f"created {folder}")
+        write_file(partial / "model.safetensors", model.weights)
+        if first:
+            if tokenizer is not None:
+                tokenizer.save(partial / "tokenizer")
+            content = {
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "model": to_dict(model.config),
+                "prompt": None if model.prompt is None else to_dict(model.prompt),
+                "parts": model.parts,
+                "huggingface": model.huggingface,
+            }
+            storage.write_json(partial / "config.json", content)  # last: it makes the folder one
     multihost_utils.sync_global_devices(f"wrote {folder}")

@@ -1,20 +1,59 @@
-"""Frozen matrices in 8 or 4 bits (QLoRA, Dettmers et al. 2023), by the library qwix (extra [quant])."""
+"""Frozen matrices in 8 or 4 bits (QLoRA, Dettmers et al. 2023), by the library qwix (extra [quant]).
+
+Applied to a finished model: the linear maps that TARGETS matches are replaced by maps that dequantise when called.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from llamo_jax.config import ConfigError
+from llamo_jax.models import layers
 
-KINDS = ("none", "int8", "nf4")
+TARGETS = ("language_model/layers/.*",)
+"""Paths of the linear maps that are quantised: the projections of the decoder's layers, nearly all of the weights."""
+
 TILE = 64
 """Input rows that share a scale in nf4; in int8 there is one scale per output column."""
 
 VALUES, SCALE = "kernel_values", "kernel_scale"
 """Last path components of a quantized matrix, where there would be "kernel"."""
+
+
+class QuantizedLinear(layers.Linear):
+    """A linear map whose matrix is held as `kernel_values` and `kernel_scale`; it is whole only while it multiplies."""
+
+    def __init__(self, linear: layers.Linear, kind: str):
+        layers.take_over(self, linear)
+        _, axes = linear.kernel_spec()
+        del self.kernel  # or the matrix would be held twice
+        values, scale = quantize(linear.kernel[...], kind)
+        self.kernel_values = nnx.Param(values, out_sharding=axes, eager_sharding=False)
+        # keep_dtype: scales stay float32 when frozen weights are kept in bfloat16
+        self.kernel_scale = nnx.Param(
+            scale, out_sharding=(*axes[:-2], None, axes[-1]), eager_sharding=False, keep_dtype=True
+        )
+        self.quantization = kind
+
+    def kernel_spec(self) -> tuple[tuple[int, ...], tuple[str | None, ...]]:
+        """As for any linear map: what is stored has the matrix's own shape."""
+        return tuple(self.kernel_values.shape), tuple(self.kernel_values.get_metadata("out_sharding"))
+
+    def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
+        """`x` times the dequantised matrix."""
+        return x @ dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantization, x.dtype)
+
+
+def quantize_model(model: nnx.Module, kind: str) -> None:
+    """Quantises the linear maps of `model` that TARGETS matches; kind: none, int8 or nf4."""
+    if kind != "none":
+        layers.replace_linears(
+            model, TARGETS, lambda linear: QuantizedLinear(linear, kind), what="config.model.quantize"
+        )
 
 
 def quantize(kernel: Float[Array, "*stack in out"], kind: str) -> tuple[Array, Float[Array, "*stack tiles out"]]:

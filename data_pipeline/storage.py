@@ -1,0 +1,259 @@
+"""Files and folders, local or remote (gs://, s3://): written whole or not at all, locked while they are worked on.
+
+Every file that this project writes goes through here. The rules, which tests/test_storage.py enforces:
+readers open read-only, they never lock, clean or write; what is finished is not deleted because something later
+fails; a name that is there is complete.
+
+A local file is written beside its place, synchronised to the disk, and renamed. On an object store an object appears
+when it is complete, so it is written in place, and of a folder the file that makes it one is written last.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+from etils import epath
+
+from data_pipeline.errors import BusyError, DataError
+
+PARTIAL = ".partial"
+"""How the name of everything that is not complete ends; it begins with a dot."""
+
+LOCK = ".lock"
+"""The file in a folder whose lock a writer holds; it stays when the writer is gone, and means nothing then."""
+
+_counter = itertools.count()
+
+
+def as_path(path: epath.PathLike) -> epath.Path:
+    """A path of whatever file system it names: "gs://bucket/x" is never a local folder "gs:"."""
+    return epath.Path(os.fspath(path))
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is an address on an object store."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A path to write to, which becomes `path` at the end; nothing changes if the body fails."""
+    path = as_path(path)
+    if is_remote(path):
+        yield path
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{PARTIAL}")
+    try:
+        yield partial
+        _synchronise(partial)
+        partial.replace(path)
+        _synchronise(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """A text file in UTF-8: readers see the old or the new one, never half of it."""
+    with writing(path) as partial:
+        partial.write_bytes(text.encode())
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+    """A JSON file, for people too."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_json_lines(path: epath.PathLike, rows: list[Any]) -> None:
+    """A file of one JSON value a line."""
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
+def read_json_lines(path: epath.PathLike) -> list[Any]:
+    r"""The whole lines of such a file; a last one that was cut short is left out. [] if there is no file.
+
+    Texts may hold every other end of a line, so the file is cut at "\n" alone.
+    """
+    path = as_path(path)
+    if not path.exists():
+        return []
+    *lines, _cut = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+class LineWriter:
+    """Appends JSON lines to a file, each on disk when `write` returns; a cut last line is removed first.
+
+    On an object store, which cannot append, the file is written anew.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = as_path(path)
+        self._rows: list[Any] | None = read_json_lines(path) if is_remote(path) else None
+        if self._rows is None:
+            if self._path.exists() and self._path.read_bytes()[-1:] not in (b"\n", b""):
+                write_json_lines(path, read_json_lines(path))
+            self._file = open(os.fspath(path), "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - closed in close()
+
+    def write(self, row: Any) -> None:
+        """One more line."""
+        if self._rows is None:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._file.flush()
+        else:
+            self._rows.append(row)
+            write_json_lines(self._path, self._rows)
+
+    def close(self) -> None:
+        """Synchronises and closes the file."""
+        if self._rows is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "LineWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_new(folder: epath.PathLike) -> None:
+    """Raises DataError if there is something at `folder` already, or its place cannot be written to."""
+    folder = as_path(folder)
+    if folder.exists():
+        raise DataError(f"{folder} exists already; remove it or choose another folder")
+    if is_remote(folder):
+        return
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DataError(f"cannot write to {folder}: {parent} is not a folder that can be written to")
+
+
+@contextlib.contextmanager
+def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
+    """A folder to fill, which becomes `folder` at the end; raises DataError if there is one already.
+
+    What an earlier attempt left is removed; another process that makes the same folder is an error (BusyError).
+    """
+    folder = as_path(folder)
+    check_new(folder)
+    if is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
+    partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial):
+        for content in partial.iterdir():
+            if content.name != LOCK:
+                remove(content)
+        yield partial
+        finish_folder(partial, folder)
+
+
+def finish_folder(partial: epath.Path, folder: epath.Path) -> None:
+    """Synchronises everything in `partial`, whose lock the caller holds, and gives it its name."""
+    if not is_remote(partial):
+        for parent, _, files in os.walk(os.fspath(partial)):
+            for name in files:
+                _synchronise(as_path(parent) / name)
+            _synchronise(as_path(parent))
+    (partial / LOCK).unlink(missing_ok=True)
+    partial.rename(folder)
+    if not is_remote(folder):
+        _synchronise(folder.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: epath.PathLike) -> Iterator[None]:
+    """Keeps other writers away from a folder, which exists; raises BusyError at once if there is one.
+
+    Half-written files that a killed writer left directly in the folder are removed. Object stores have no locks: there
+    it is up to the user to start one writer for each folder.
+    """
+    folder = as_path(folder)
+    if is_remote(folder):
+        yield
+        return
+    lock = filelock.FileLock(os.fspath(folder / LOCK), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BusyError(f"another process is working in {folder}; wait for it or choose another folder") from None
+    except FileNotFoundError:  # between our look and our lock, another process finished the folder and renamed it
+        raise BusyError(f"another process has just finished {folder}") from None
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from None
+    try:
+        for content in folder.iterdir():
+            if content.name.startswith(".") and content.name.endswith(PARTIAL) and not content.is_dir():
+                content.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def make_folder(folder: epath.PathLike) -> epath.Path:
+    """A folder to work in, created if it is not there; raises DataError if that is impossible."""
+    path = as_path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # object stores raise errors of their clients, if these are installed at all
+        if not is_remote(path) and not isinstance(error, OSError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise DataError(f"cannot create {path}: {reason}") from None
+    if not is_remote(path) and not os.access(path, os.W_OK):
+        raise DataError(f"{path} is not writable")
+    return path
+
+
+def remove(path: epath.PathLike) -> None:
+    """A file, or a folder with all that is in it."""
+    path = as_path(path)
+    if path.is_dir():
+        path.rmtree()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(source: epath.PathLike, target: epath.PathLike) -> None:
+    """Another name for a finished file; a copy where the file system has no links."""
+    source, target = as_path(source), as_path(target)
+    try:
+        if is_remote(source) or is_remote(target):
+            raise OSError("object stores have no links")
+        os.link(os.fspath(source), os.fspath(target))
+    except OSError:
+        with writing(target) as partial:
+            source.copy(partial)
+
+
+def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
+    """A local folder's files into another local folder, over what is there."""
+    shutil.copytree(os.fspath(source), os.fspath(target), dirs_exist_ok=True)
+
+
+def digest(path: epath.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with as_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synchronise(path: epath.Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk: a rename alone may come before."""
+    descriptor = os.open(os.fspath(path), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

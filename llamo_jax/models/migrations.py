@@ -1,0 +1,40 @@
+"""Older model configurations, as stored in runs and model folders, brought to today's form.
+
+A change of ModelConfig's fields raises SCHEMA_VERSION and adds an entry here; tests load folders of every version.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+SCHEMA_VERSION = 2
+"""Of everything that is stored with a model's configuration: runs and model folders."""
+
+
+class SchemaError(ValueError):
+    """A folder of a newer version than this program reads."""
+
+
+def migrated_model(model: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """The configuration of a model in today's form; raises SchemaError if it is of a newer version."""
+    if version > SCHEMA_VERSION:
+        raise SchemaError(f"schema version {version}, this program reads up to {SCHEMA_VERSION}; update llamo_jax")
+    result = dict(model)
+    for step in range(version, SCHEMA_VERSION):
+        result = _MIGRATIONS[step](result)
+    return result
+
+
+def _kinds_and_patterns(model: dict[str, Any]) -> dict[str, Any]:
+    """1 → 2: one kind of encoder and projector was there; adapters named projections of the decoder's layers."""
+    lora = dict(model["lora"])
+    names = "|".join(lora["targets"])
+    lora["targets"] = (f"language_model/layers/({names})",) if names else ()
+    return {
+        **model,
+        "graph_encoder": {"kind": "gin", **model["graph_encoder"]},
+        "projector": {"kind": "multi_level", **model["projector"]},
+        "lora": lora,
+    }
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _kinds_and_patterns}

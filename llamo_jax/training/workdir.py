@@ -1,0 +1,197 @@
+"""A run's folder: what it is, what it may be continued with, and where its weights started from.
+
+config.json     schema version, and the configuration of the latest start
+run.json        the run's id, and its identity: everything that decides its result
+base.json       only if the run started from another: its folder, step and a digest of the weights taken
+tokenizer/      a Hugging Face tokenizer folder
+checkpoints/    see llamo_jax.training.checkpoints
+metrics.jsonl, samples.jsonl, TensorBoard's events
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from data_pipeline import storage
+from llamo_jax import distributed
+from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
+from llamo_jax.models import ModelConfig
+from llamo_jax.models.folder import is_model_folder, read_model
+from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
+from llamo_jax.training.config import Config
+
+MAY_CHANGE = (
+    "name",
+    "preset",
+    "sample_smiles",
+    "init_from",  # compared by the folder that it names: see claim
+    "mesh",
+    # how the model is computed, not what
+    "model.attention",
+    "model.remat",
+    "model.loss_chunk",
+    # compared by their content, whatever the folders are called
+    "data.source",
+    "data.task",
+    "data.tokenizer",
+    "data.cache_dir",
+    # how long, and what is written when
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.on_save_failure",
+    "train.max_nonfinite_steps",
+)
+"""Fields that may differ between two starts of one run; every other one is part of its identity."""
+
+
+class CheckpointError(ValueError):
+    """A folder that holds no usable run or checkpoint; the message says what is wrong and what to do."""
+
+
+class Base(NamedTuple):
+    """Where a run's initial weights came from: a run's or model's folder, its step, and `digest` of what was taken.
+
+    checksum_version: of the checksums that the digest is made of.
+    """
+
+    folder: epath.Path
+    step: int
+    digest: str
+    checksum_version: int
+
+
+def read_config(folder: epath.PathLike) -> Config:
+    """The configuration of the run in `folder`, of any schema version; raises CheckpointError if there is none."""
+    path = storage.as_path(folder) / "config.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} is neither a training run nor a model folder (no config.json); give the --workdir of one"
+        )
+    try:
+        content = json.loads(path.read_text())
+        version = content.pop("schema_version", 1)
+        content["model"] = migrated_model(content["model"], version)
+        return from_dict(Config, content, f"{path}: config")
+    except SchemaError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def read_model_config(folder: epath.PathLike) -> tuple[ModelConfig, PromptConfig | None]:
+    """The model of a run or of a model folder, and how its prompts are written, if that is known."""
+    if is_model_folder(folder):
+        stored = read_model(folder)
+        return stored.config, stored.prompt
+    config = read_config(folder)
+    return config.model, config.prompt
+
+
+def identity(config: Config, data: Mapping[str, float], prompt: str) -> dict[str, Any]:
+    """Everything that decides a run's result: two starts with equal identities are the same run.
+
+    data: fingerprint → share of every data set; prompt: the fingerprint of tokenizer and prompt style.
+    """
+    kept = to_dict(config)
+    for path in MAY_CHANGE:
+        section: Any = kept
+        *parents, name = path.split(".")
+        for parent in parents:
+            section = section[parent]
+        del section[name]
+    return {"config": kept, "data": dict(data), "prompt": prompt}
+
+
+def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
+    """Checks that `folder` is new or holds this run, and notes the latest configuration; returns the run's id.
+
+    Compares before it writes; process 0 writes, all must call it. Raises ConfigError that lists what differs, or if
+    `config.train.steps` is below the newest checkpoint.
+    """
+    there = _stored_run(folder)
+    if there is not None and not _has_results(folder):
+        there = None  # a start that failed before its first line: nothing would be mixed
+    elif there is not None:
+        _check_same(folder, config, there["identity"], here)
+        if there["run_id"] is None:
+            there = {"run_id": secrets.token_hex(8), "identity": here}
+    elif any(path.name != storage.LOCK for path in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no run; choose another --workdir")
+    distributed.wait("workdir looked at")
+    if distributed.is_main():
+        run = there or {"run_id": secrets.token_hex(8), "identity": here}
+        storage.write_json(folder / "run.json", {"schema_version": SCHEMA_VERSION, **run})
+        storage.write_json(folder / "config.json", {"schema_version": SCHEMA_VERSION, **to_dict(config)})
+    distributed.wait("workdir claimed")
+    return json.loads((folder / "run.json").read_text())["run_id"]
+
+
+def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
+    """run.json; for a run from before there was one, what its configuration tells and no id; None: a new folder."""
+    if (folder / "run.json").exists():
+        return json.loads((folder / "run.json").read_text())
+    if not (folder / "config.json").exists():
+        return None
+    return {"run_id": None, "identity": {"config": identity(read_config(folder), {}, "")["config"]}}
+
+
+def _has_results(folder: epath.Path) -> bool:
+    return (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*"))
+
+
+def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    found = differences(there["config"], here["config"])
+    if "data" in there and there["data"] != here["data"]:
+        found.append(f"the records in {config.data.source}, or their shares")
+    if "prompt" in there and there["prompt"] != here["prompt"]:
+        found.append("the tokenizer or how prompts are written")
+    base = read_base(folder)
+    origin = storage.as_path(config.init_from).resolve() if config.init_from else None
+    if base is not None and base.folder != origin:
+        found.append(f"config.init_from={config.init_from!r} (there {os.fspath(base.folder)!r})")
+    if found:
+        raise ConfigError(f"{folder} holds another run; what differs: {'; '.join(found)}. Choose another --workdir")
+    steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    if steps and max(steps) > config.train.steps:
+        raise ConfigError(
+            f"config.train.steps={config.train.steps} is below the checkpoint of step {max(steps)} in {folder}; "
+            "give more steps or another --workdir"
+        )
+
+
+def read_base(folder: epath.PathLike) -> Base | None:
+    """The run that this one started from; None if it started from scratch."""
+    path = storage.as_path(folder) / "base.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    found = storage.as_path(content["folder"])
+    if not storage.is_remote(found) and not found.is_absolute():
+        found = storage.as_path(os.path.normpath(path.parent.resolve() / found))
+    return Base(found, content["step"], content["digest"], content.get("checksum_version", 1))
+
+
+def write_base(folder: epath.Path, base: Base) -> None:
+    """Creates base.json, in process 0; a local base stands relative to the run: both can be moved together."""
+    if not distributed.is_main():
+        return
+    place = os.fspath(base.folder)
+    if not storage.is_remote(base.folder) and not storage.is_remote(folder):
+        place = os.path.relpath(base.folder, folder.resolve())
+    content = {"folder": place, "step": base.step, "digest": base.digest, "checksum_version": base.checksum_version}
+    storage.write_json(folder / "base.json", content)
+
+
+def read_origin(folder: epath.PathLike) -> Mapping[str, Any] | None:
+    """config.json of the Hugging Face model that a chain of runs began with; None if it was none."""
+    if is_model_folder(folder):
+        return read_model(folder).huggingface
+    base = read_base(folder)
+    return None if base is None else read_origin(base.folder)

@@ -1,0 +1,371 @@
+"""Planted faults: each changes one place of core logic, and the named tests must notice.
+
+    python -m tests.mutants                 # all of them, two at a time: some 20 minutes on two cores
+    python -m tests.mutants packing loss    # those whose file or name has one of these words
+
+Works on copies of the checkout. Ends with status 1 if a fault survives, or a text that it changes is not there once.
+"""
+
+import argparse
+import concurrent.futures
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+HANG_SECONDS = 1200  # a fault may make a loop endless: that counts as noticed
+
+BATCHING = "tests/data_pipeline/test_batching.py"
+PREPARE = "tests/data_pipeline/test_prepare.py"
+STORAGE = "tests/data_pipeline/test_storage.py"
+GOLDEN = "tests/llamo_jax/test_golden.py"
+MODELS = "tests/llamo_jax/test_models.py"
+TRAINING = "tests/llamo_jax/test_training.py"
+FAULTS = "tests/llamo_jax/test_faults.py"
+DECODING = "tests/llamo_jax/test_decoding.py"
+EVALUATION = "tests/llamo_jax/test_evaluation.py"
+CONFIG = "tests/llamo_jax/test_config.py"
+CHECKSUMS = "tests/llamo_jax/test_checksums.py"
+
+
+class Mutant(NamedTuple):
+    """In `file`, `old`, which stands there once, becomes `new`; `tests` are arguments for pytest."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def _mutants() -> list[Mutant]:
+    found: list[Mutant] = []
+
+    def plant(file: str, tests: str, **changes: tuple[str, str]) -> None:
+        found.extend(Mutant(name, file, old, new, tests) for name, (old, new) in changes.items())
+
+    plant(
+        "data_pipeline/packing.py",
+        BATCHING,
+        a_full_row_takes_nothing=("free[first_open:used] >= size", "free[first_open:used] > size"),
+        rows_are_overfilled=("        free[row] -= size\n", "        free[row] -= size // 2\n"),
+        short_ones_first=("np.argsort(-sizes[window, 0]", "np.argsort(sizes[window, 0]"),
+        mixture_repeats_a_block=("block * _block_counts(weights)[source] +", "0 *"),
+    )
+    plant(
+        "data_pipeline/batch.py",
+        BATCHING,
+        targets_are_the_tokens=("= conversation.tokens[1:]  #", "= conversation.tokens[:-1]  #"),
+        mask_is_one_off=("= conversation.is_target[1:]", "= conversation.is_target[:-1]"),
+        slots_of_the_first_conversation=("molecule + len(graphs), -1)", "molecule, -1)"),
+        positions_go_on=("= np.arange(length)", "= np.arange(start, end)"),
+        edges_of_the_first_molecule=("graph.receivers + offset", "graph.receivers"),
+        padding_edges_meet_real_atoms=("np.full(num_edges, offsets[-1], np.int32)", "np.zeros(num_edges, np.int32)"),
+        segments_are_one=("segments[index, start:end] = segment", "segments[index, start:end] = 1"),
+    )
+    plant(
+        "data_pipeline/loader.py",
+        BATCHING,
+        every_epoch_alike=("np.random.default_rng((seed, epoch))", "np.random.default_rng((seed, 0))"),
+        seed_is_ignored=("np.random.default_rng((seed, epoch))", "np.random.default_rng((0, epoch))"),
+        the_last_target_is_cut=("np.minimum(tokens, row.tokens + 1)", "np.minimum(tokens, row.tokens)"),
+        no_target_is_kept=("first_target >= length", "first_target > length"),
+        another_process_rows=("step * self.shape.rows + position)", "step * self.shape.rows)"),
+    )
+    plant(
+        "data_pipeline/prompt.py",
+        BATCHING,
+        truncation_loses_one=("    length = max_tokens + 1  #", "    length = max_tokens  #"),
+        graph_tokens_are_cut=(
+            "np.any(conversation.molecule[length:] >= 0)",
+            "np.any(conversation.molecule[length:] > 0)",
+        ),
+    )
+    plant(
+        "data_pipeline/shards.py",
+        PREPARE,
+        split_by_molecule=("murcko_scaffold(text) or text", "text or text"),
+        a_cut_chunk_is_done=("return outcome if done else None", "return outcome"),
+    )
+    plant(
+        "data_pipeline/molecule.py",
+        GOLDEN,
+        charge_is_shifted=("charge + 5 if -5 <= charge", "charge + 6 if -5 <= charge"),
+        hydrogens_without_limit=("np.minimum(graph.hydrogens, 9)", "np.minimum(graph.hydrogens, 2)"),
+        edges_point_one_way=("both[::-1].T.reshape(-1)", "both.T.reshape(-1)"),
+    )
+    plant(
+        "data_pipeline/motifs.py",
+        GOLDEN,
+        fused_rings_stay_apart=("if len(other & ring) > 2]\n        while", "if len(other & ring) > 3]\n        while"),
+        acetals_are_no_group=("if count >= 2 and", "if count >= 3 and"),
+        last_slot_overflows=("numbers.count(element)", "numbers.count(element) // 2"),
+    )
+    plant(
+        "data_pipeline/storage.py",
+        STORAGE,
+        not_on_the_disk=("        _synchronise(partial)\n", ""),
+        a_cut_line_counts=('*lines, _cut = path.read_bytes().split(b"\\n")', 'lines = path.read_bytes().split(b"\\n")'),
+        half_a_file_stays=("            partial.unlink(missing_ok=True)\n", "            pass\n"),
+        nobody_waits=(
+            "filelock.FileLock(os.fspath(folder / LOCK), timeout=0)",
+            "filelock.FileLock(os.fspath(folder / LOCK) + str(os.getpid()), timeout=0)",
+        ),
+        addresses_are_folders=('return "://" in os.fspath(path)', "return False"),
+    )
+    plant(
+        "llamo_jax/checksums.py",
+        CHECKSUMS,
+        a_linear_hash=("jnp.sum(_mixed(bits ^", "jnp.sum((bits ^"),
+        places_do_not_count=("_mixed(index + np.uint32(0x9E3779B9))", "np.uint32(1)"),
+    )
+    plant(
+        "llamo_jax/models/layers.py",
+        f"{MODELS} {TRAINING} {GOLDEN} -k 'dropout or statistics or padding or golden or layer or logits'",
+        dropout_keeps_its_rate=(
+            "jax.random.bernoulli(key, 1 - rate, x.shape)",
+            "jax.random.bernoulli(key, rate, x.shape)",
+        ),
+        dropout_shrinks=("jnp.where(keep, x / (1 - rate), 0)", "jnp.where(keep, x, 0)"),
+        padding_counts_in_the_mean=(
+            "weight = mask[..., None].astype(x.dtype)",
+            "weight = jnp.ones_like(mask)[..., None].astype(x.dtype)",
+        ),
+        rms_norm_subtracts_the_mean=("jnp.mean(jnp.square(x32), axis=-1", "jnp.var(x32, axis=-1"),
+        normalisation_without_its_bias=(
+            "* self.scale[...] + self.bias[...]\n        return y, running",
+            "* self.scale[...]\n        return y, running",
+        ),
+    )
+    plant(
+        "llamo_jax/models/lora.py",
+        f"{GOLDEN} {TRAINING} -k 'logits or adapter or merged'",
+        alpha_without_the_rank=("return self.alpha / self.rank", "return self.alpha"),
+        adapters_keep_all_inputs=("key = None if self.dropout_key is None else", "key = None if True else"),
+        one_mask_for_all_layers=(
+            "jax.random.split(own, stack[0]) if stack",
+            "jnp.broadcast_to(own, stack[:1]) if stack",
+        ),
+    )
+    plant(
+        "llamo_jax/models/attention.py",
+        f"{MODELS} -k 'attention or packed or cached'",
+        tokens_see_the_future=("return same & causal", "return same"),
+        conversations_see_each_other=("return same & causal", "return causal & (segments > 0)[:, :, None]"),
+        scale_is_lost=("q = (q * width**-0.5)", "q = (q * 1.0)"),
+    )
+    plant(
+        "llamo_jax/models/llama.py",
+        f"{GOLDEN} {MODELS} -k 'logits or cached or rope'",
+        rotation_mirrored=(
+            "first * cos - second * sin, second * cos + first * sin",
+            "first * cos + second * sin, second * cos - first * sin",
+        ),
+        a_token_misses_itself=("jnp.arange(cache.slots) <= positions", "jnp.arange(cache.slots) < positions"),
+        mlp_without_its_gate=("jax.nn.silu(self.gate(h)) * self.up(h)", "jax.nn.silu(self.gate(h)) + self.up(h)"),
+        rope_scaling_is_ignored=("if config.rope_scaling is not None:", "if False:"),
+    )
+    plant(
+        "llamo_jax/models/graph_encoders/gin.py",
+        f"{GOLDEN} -k layer",
+        eps_is_ignored=("(1 + self.eps[...]) * nodes", "nodes"),
+        messages_without_relu=("jax.nn.relu(sent + edges)", "(sent + edges)"),
+    )
+    plant(
+        "llamo_jax/models/llamo.py",
+        f"{GOLDEN} -k logits",
+        the_first_molecule_is_text=("(batch.molecule_slot >= 0)[..., None]", "(batch.molecule_slot > 0)[..., None]"),
+    )
+    plant(
+        "llamo_jax/training/loss.py",
+        f"{TRAINING} -k loss_and",
+        everything_counts=(
+            "mask = (x.reshape(shards, -1, *x.shape[2:]) for x in (hidden, batch.targets, batch.target_mask))",
+            "mask = (x.reshape(shards, -1, *x.shape[2:]) for x in (hidden, batch.targets, batch.segments > 0))",
+        ),
+        gradient_without_the_target=(
+            "jnp.exp(logits - normaliser[..., None]) - is_target",
+            "jnp.exp(logits - normaliser[..., None])",
+        ),
+        gradient_in_another_order=(
+            "to_hidden = _take(to_hidden, jnp.argsort(order, axis=1))",
+            "to_hidden = _take(to_hidden, order)",
+        ),
+    )
+    plant(
+        "llamo_jax/training/step.py",
+        f"{TRAINING} {FAULTS} -k 'accumulation or finite_changes or lowers or repeat'",
+        a_batch_is_a_batch=(
+            "gradients = jax.tree.map(lambda g: g / targets, gradients)",
+            "gradients = jax.tree.map(lambda g: g / batches.tokens.shape[0], gradients)",
+        ),
+        infinity_is_learned=("finite = jnp.isfinite(total) & jnp.isfinite(norm)", "finite = jnp.isfinite(norm) | True"),
+    )
+    plant(
+        "llamo_jax/training/program.py",
+        f"{TRAINING} -k statistics_move",
+        a_frozen_encoder_moves=("batch_statistics=trains_graphs", "batch_statistics=True"),
+    )
+    plant(
+        "llamo_jax/training/trainable.py",
+        f"{TRAINING} -k 'trainable_rules or schedule'",
+        the_last_rule_decides=("if name not in decided and re.fullmatch", "if re.fullmatch"),
+        biases_decay=('_DECAYED = ("kernel",', '_DECAYED = ("kernel", "bias",'),
+        no_warm_up=("peak / (warmup + 1), peak, warmup,", "peak, peak, warmup,"),
+    )
+    plant(
+        "llamo_jax/training/loop.py",
+        f"{TRAINING} -k 'accumulates or repeat'",
+        a_run_reads_again=("step * settings.accumulate, shards)", "step, shards)"),
+        frozen_ones_are_drawn=("random = [name for name in wanted if name in program.frozen]", "random = []"),
+    )
+    plant(
+        "llamo_jax/training/checkpoints.py",
+        f"{FAULTS} -k 'damaged or another_run or reader or full_disk'",
+        damage_is_loaded=('if saved["checksums"].get(name) != value]', "if False]"),
+        a_foreign_run_is_loaded=("owner not in (None, self._run_id)", "False"),
+        another_step_is_loaded=("if int(state.step) != step:", "if False:"),
+        readers_clean_up=("cleanup_tmp_directories=self._run_id is not None", "cleanup_tmp_directories=True"),
+    )
+    plant(
+        "llamo_jax/training/workdir.py",
+        f"{FAULTS} -k 'continued'",
+        any_data_will_do=('if "data" in there and there["data"] != here["data"]:', "if False:"),
+        any_tokenizer_will_do=('if "prompt" in there and there["prompt"] != here["prompt"]:', "if False:"),
+        any_base_will_do=("if base is not None and base.folder != origin:", "if False:"),
+        steps_go_back=("if steps and max(steps) > config.train.steps:", "if False:"),
+        the_seed_may_change=("MAY_CHANGE = (\n", 'MAY_CHANGE = (\n    "seed",\n'),
+    )
+    plant(
+        "llamo_jax/config.py",
+        CONFIG,
+        anything_is_finite=("allow_inf_nan=False", "allow_inf_nan=True"),
+        unknown_keys_pass=('extra="forbid"', 'extra="ignore"'),
+    )
+    plant(
+        "llamo_jax/evaluation/run.py",
+        f"{EVALUATION} -k 'probability_of_yes'",
+        yes_and_no_are_swapped=("math.exp(min(700.0, no - yes))", "math.exp(min(700.0, yes - no))"),
+        the_first_answer_counts=(
+            "row[count] for row, count in zip(values, earlier",
+            "row[-1] for row, count in zip(values, earlier",
+        ),
+    )
+    plant(
+        "llamo_jax/evaluation/graph_use.py",
+        f"{EVALUATION} -k 'graph_use'",
+        a_graph_beside_itself=("[*records[half:], *records[:half]]", "records"),
+    )
+    plant(
+        "llamo_jax/evaluation/answers.py",
+        f"{EVALUATION} -k 'regression or classification or number'",
+        spread_around_zero=("np.sum((y - y.mean()) ** 2)", "np.sum(y**2)"),
+        squared_errors_are_mean_errors=("np.sqrt(np.mean((x - y) ** 2))", "np.mean(np.abs(x - y))"),
+        no_answer_is_no=("right = sum(answer is truth", "right = sum(bool(answer) is truth"),
+        auc_upside_down=("rankdata(scores)", "rankdata(-np.array(scores))"),
+    )
+    plant(
+        "llamo_jax/evaluation/claims.py",
+        f"{EVALUATION} -k 'denied or claims'",
+        only_no_denies=("no|not|without|lacks?|lacking|neither|nor|free of|devoid of", "no|not"),
+        denials_are_claims=("return there if claim.number is None else not there", "return there"),
+    )
+    plant(
+        "llamo_jax/generation/processing.py",
+        DECODING,
+        penalty_rewards=(
+            "jnp.where(scores < 0, scores * penalty, scores / penalty)",
+            "jnp.where(scores < 0, scores / penalty, scores * penalty)",
+        ),
+        top_p_keeps_too_few=("jnp.sum(before < decoding.top_p", "jnp.sum(before + probabilities < decoding.top_p"),
+        early_ends_are_allowed=("early = chosen < decoding.min_new_tokens", "early = chosen < 0"),
+    )
+    plant(
+        "llamo_jax/generation/beams.py",
+        f"{GOLDEN} {DECODING} -k beam",
+        length_counts_nothing=("penalty = (state.step + 1.0) ** length_penalty", "penalty = 1.0"),
+        beams_keep_their_cache=("cache = state.cache.map(lambda x: x[origin])", "cache = state.cache"),
+    )
+    plant(
+        "llamo_jax/generation/likelihood.py",
+        f"{DECODING} -k log_probabilities",
+        a_token_predicts_itself=("conversations[index].is_target[1:]", "conversations[index].is_target[:-1]"),
+    )
+    return found
+
+
+def survivors(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, str]]:
+    """The faults that their tests did not notice, and why."""
+    found = []
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_outcome, mutant): mutant for mutant in mutants}
+        for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit=" faults"):
+            if reason := future.result():
+                found.append((futures[future], reason))
+                tqdm.write(f"{futures[future].file}: {futures[future].name}: {reason}")
+    return found
+
+
+def _outcome(mutant: Mutant) -> str:
+    """Why a fault counts as survived; "" if it was noticed."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(
+            ".git", ".venv", "runs", "data", "build", "__pycache__", ".hypothesis", "*.egg-info"
+        )
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        path = copy / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return f"{mutant.old!r} stands there {text.count(mutant.old)} times, not once"
+        path.write_text(text.replace(mutant.old, mutant.new))
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutant.tests}"
+        environment = {"PYTHONPATH": str(copy)}
+        try:
+            result = subprocess.run(
+                command,
+                shell=True,
+                cwd=copy,
+                capture_output=True,
+                text=True,
+                timeout=HANG_SECONDS,
+                env=_with(environment),
+            )
+        except subprocess.TimeoutExpired:
+            return ""
+        if result.returncode == 1 and "ERROR collecting" not in result.stdout:
+            return ""
+        return (
+            "survived" if result.returncode == 0 else f"pytest ended with {result.returncode}: {result.stdout[-200:]}"
+        )
+
+
+def _with(changes: dict[str, str]) -> dict[str, str]:
+    import os
+
+    return {**os.environ, **changes}
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    mutants = [
+        mutant
+        for mutant in _mutants()
+        if not options.words or any(word in mutant.file or word in mutant.name for word in options.words)
+    ]
+    left = survivors(mutants, options.workers)
+    print(f"{len(mutants) - len(left)} of {len(mutants)} planted faults were found")
+    sys.exit(bool(left))
+
+
+if __name__ == "__main__":
+    main()
