@@ -51,7 +51,7 @@ def measure(
     with jax.set_mesh(mesh):
         definition, arrays = for_decoding(definition, initial_arrays(config.model, abstract, config.seed), mesh)
         batch = collate_prompts(random_prompts(config, rows, prompt_tokens), rows=rows, shards=shards)
-        batch = sharding.put_whole(batch, mesh)
+        batch = sharding.put_global(batch, mesh)
         keys = jax.random.split(jax.random.key(decoding.seed), rows)
         seconds, other_seconds = [], []
         for _ in tqdm(range(repeats + 1), desc="repeats", disable=None):

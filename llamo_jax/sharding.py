@@ -156,7 +156,7 @@ def put_batch(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
 
 
-def put_whole(batch: Any, mesh: Mesh) -> Any:
+def put_global(batch: Any, mesh: Mesh) -> Any:
     """Host arrays, which every process holds whole, as global arrays, divided over the batch axes."""
     place = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), batch)

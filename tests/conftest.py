@@ -17,7 +17,32 @@ from jaxtyping import install_import_hook
 
 install_import_hook("llamo_jax.models", "beartype.beartype")
 
+UNIT = {
+    "test_batching", "test_checksums", "test_config", "test_docstrings", "test_files", "test_generic_graph",
+    "test_golden", "test_migrations", "test_molecule", "test_prompt", "test_storage", "test_structure", "test_tasks",
+}  # fmt: skip
+"""Files whose tests take moments: `make check` runs these. All others are marked `slow`."""
+
+SLOWEST = {
+    "test_processes": "",  # all of its tests
+    "test_wheel": "",
+    "test_faults": "test_twenty_kills_at_random_moments_change_nothing",
+    "test_prepare": "test_killed_ten_times_and_run_again",
+    "test_training": "test_runs_repeat_continue_and_chain",
+}
+"""Tests that take minutes, by file: only `make test-all` and `.ci/run` run these."""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts every test into one of the three tiers."""
+    for item in items:
+        name = item.path.stem
+        if name in SLOWEST and item.name.startswith(SLOWEST[name]):
+            item.add_marker(pytest.mark.slowest)
+        elif name not in UNIT:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -160,7 +160,7 @@ class Generator:
                 found = beam_search(
                     self._definition,
                     self._arrays,
-                    sharding.put_whole(batch, self._mesh),
+                    sharding.put_global(batch, self._mesh),
                     decoding=self.decoding,
                     stop_ids=self._stop_ids,
                 )
@@ -227,7 +227,7 @@ class _Engine:
         data = np.zeros((count, 2), np.uint32)
         data[: len(prompts)] = [key for _, _, key in prompts]
         with jax.set_mesh(self._mesh):
-            batch = sharding.put_whole(batch, self._mesh)
+            batch = sharding.put_global(batch, self._mesh)
             self._rows = admit(*self._model, self._rows, batch, data, places, **self._settings)
 
     def advance(self, tokens: int) -> tuple[Generated, np.ndarray]:

@@ -41,7 +41,7 @@ def target_log_probabilities(
         for start in tqdm(starts, desc="log-likelihoods", unit=" batches", disable=hidden):
             chunk = order[start : start + rows]
             batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards)
-            found = np.asarray(_log_probabilities(definition, arrays, sharding.put_whole(batch, mesh)))
+            found = np.asarray(_log_probabilities(definition, arrays, sharding.put_global(batch, mesh)))
             for row, index in zip(found, chunk, strict=False):
                 # position t predicts token t + 1
                 result[index] = row[np.flatnonzero(conversations[index].is_target[1:])]

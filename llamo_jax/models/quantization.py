@@ -91,7 +91,7 @@ def quantize_arrays(arrays: Mapping[str, Array], names: Collection[str], kind: s
     return result
 
 
-def whole(abstract: Mapping[str, Any]) -> dict[str, Any]:
+def unquantized(abstract: Mapping[str, Any]) -> dict[str, Any]:
     """The shapes of a quantized model's arrays as they are before: its matrices in bfloat16 and in one part."""
     result = {name: spec for name, spec in abstract.items() if not name.endswith((f"/{VALUES}", f"/{SCALE}"))}
     for name, spec in abstract.items():

@@ -282,7 +282,7 @@ def load_weights(
         arrays, sums, _ = loaded
     read_config(folder)
     with Checkpoints(folder) as checkpoints:
-        own = checkpoints.restore_weights(quantization.whole(abstract), checksum_version)
+        own = checkpoints.restore_weights(quantization.unquantized(abstract), checksum_version)
     arrays |= quantization.quantize_arrays(own.arrays, abstract, quantize)
     return Loaded(arrays, {**sums, **own.checksums}, own.step)
 
@@ -291,7 +291,7 @@ def _load_model_folder(
     folder: epath.PathLike, abstract: Mapping[str, Any], quantize: str, checksum_version: int
 ) -> Loaded:
     weights = read_model(folder).weights
-    wanted = quantization.whole(abstract)
+    wanted = quantization.unquantized(abstract)
     unexpected = sorted(set(weights) - set(wanted))
     if unexpected:
         raise CheckpointError(f"{folder} holds weights that config.model has no place for: {unexpected}")

@@ -393,17 +393,19 @@ def test_a_run_that_accumulates_continues_where_it_was(tmp_path, few, monkeypatc
     """Two batches a step: after an interruption the next step reads the batches that come next, not those before."""
     config = small_run(few)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=2))
-    runs.train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchLoader, "training_batches", interrupted_after(10, BatchLoader.training_batches))
-        with pytest.raises(KeyboardInterrupt):
-            runs.train(config, tmp_path / "cut")
-    assert [step for step, _ in losses(tmp_path / "cut")] == [2, 4]
-    runs.train(config, tmp_path / "cut")
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    single = small_run(few)
-    runs.train(single, tmp_path / "single")
-    assert losses(tmp_path / "single") != losses(tmp_path / "whole")
+    training_batches, first = BatchLoader.training_batches, []
+
+    def noted(self, seed, first_step, shards):
+        first.append(first_step)
+        count = 10 if len(first) == 1 else 100
+        yield from interrupted_after(count, training_batches)(self, seed, first_step, shards)
+
+    monkeypatch.setattr(BatchLoader, "training_batches", noted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(config, tmp_path / "run")
+    assert [step for step, _ in losses(tmp_path / "run")] == [2, 4]
+    assert int(runs.train(config, tmp_path / "run").step) == 6
+    assert first == [0, 2 * 4]  # batches, not steps
 
 
 def test_frozen_parameters_are_never_random(tmp_path, few):
