@@ -129,7 +129,7 @@ def prepare_rows(
             file_format=settings.file_format,
             time_limit=settings.time_limit,
         )
-        chunks = range(cut["chunks"])
+        chunks = range(cut["chunks"])  # the unit of work: what is done of them is what a killed job has kept
 
         def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
             del download_config  # the runner is given already
@@ -305,6 +305,7 @@ def _finish(
     for content in partial.iterdir():
         if content.name not in ("work", "job.sha256", storage.LOCK):
             storage.remove(content)
+    # before anything else, so that rows that nobody could use are reported before TFDS complains of an empty data set
     work, _ = make_shards(None)
     reasons: Counter[str] = Counter()
     parts: dict[str, list[np.ndarray]] = {}

@@ -175,6 +175,7 @@ class BatchLoader:
         """Every conversation of every data set exactly once, in a fixed order; the end is padded with empty rows."""
         local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
         plans = [(dataset, dataset.evaluation_rows()) for dataset in self._datasets]
+        # every data set by itself: a batch never mixes two, so that each one's loss could be told apart
         steps = [(d, rows, start) for d, rows in plans for start in range(0, len(rows), self.shape.rows)]
 
         def build(step: int) -> Batch:

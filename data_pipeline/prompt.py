@@ -289,7 +289,7 @@ def truncate(conversation: EncodedConversation, max_tokens: int) -> EncodedConve
 
     Raises PromptError if that leaves nothing to predict, or cuts off a molecule's graph tokens.
     """
-    length = max_tokens + 1  # the last token is only a target
+    length = max_tokens + 1  # the last token is only a target, and takes no place in a row
     if np.any(conversation.molecule[length:] >= 0):
         raise PromptError("graph tokens beyond the row's end")
     if not conversation.is_target[1:length].any():

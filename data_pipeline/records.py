@@ -38,7 +38,8 @@ def featurized(conversation: Conversation) -> Record:
     return Record(conversation._replace(smiles=canonical), tuple(GraphArrays(*m[1:]) for m in molecules))
 
 
-# Several conversations in a row, and both tasks of the embedded corpus, are often about the same molecule.
+# Several conversations in a row, and both tasks of the embedded corpus, are often about the same molecule; 8192 are
+# those of eight chunks.
 _featurize = functools.lru_cache(maxsize=8192)(featurize)
 
 

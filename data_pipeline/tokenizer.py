@@ -79,6 +79,7 @@ class HuggingFaceTokenizer:
         del bare
         if not texts:
             return []
+        # split_special_tokens: "</s>" in a message is text, and no end of the answer
         return self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:

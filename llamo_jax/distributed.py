@@ -48,7 +48,7 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     if coordinator is None and not _in_cluster():
         return
     try:
-        # JAX itself aborts the process, with a page of text, if it is the first to notice
+        # twice ours: JAX itself aborts the process, with a page of text, if it is the first to notice
         jax.distributed.initialize(*given, heartbeat_timeout_seconds=2 * SILENCE_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the processes do not find each other: {str(error).strip().splitlines()[0]}") from None

@@ -69,6 +69,7 @@ def abstract_arrays(
     result = {}
     for path, variable in _variables(variables):
         name = path_name(path)
+        # trained weights are float32 masters: AdamW's updates are smaller than half a bfloat16 step (golden quirk 2)
         frozen = name.startswith("language_model/") and not trained.get(name, False)
         castable = jnp.issubdtype(variable.dtype, jnp.floating) and not variable.get_metadata().get("keep_dtype")
         dtype = jnp.dtype(frozen_dtype) if frozen and castable else variable.dtype

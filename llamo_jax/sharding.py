@@ -42,7 +42,7 @@ def device_grid(config: MeshConfig, devices: Sequence[jax.Device]) -> np.ndarray
     """
     sizes = mesh_sizes(config, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    # Between slices traffic goes over the data-centre network, some 50 times slower than within one
+    # between slices, traffic goes over the data centre's network, which is far slower than that within one
     if slices == 1 or devices[0].platform != "tpu":
         return mesh_utils.create_device_mesh(sizes, devices)
     if sizes[0] % slices:
@@ -53,6 +53,7 @@ def device_grid(config: MeshConfig, devices: Sequence[jax.Device]) -> np.ndarray
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     """The sizes of the mesh axes, -1 replaced; raises ConfigError if they do not give the number of devices."""
     sizes = (config.data, config.fsdp, config.tensor)
+    # with one -1 the product is minus that of the others
     if sizes.count(-1) == 1:
         data, fsdp, tensor = (devices // max(1, -math.prod(sizes)) if size == -1 else size for size in sizes)
         sizes = (data, fsdp, tensor)
@@ -114,6 +115,8 @@ def constrain_axes(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -
     return constrain(x, PartitionSpec(*spec))
 
 
+# Without it, XLA may divide activations [B, T, D] along D like the "embed" axis of the matrices: then every product
+# ends in an all-reduce of activations, instead of one all-gather of a layer's weights.
 def constrain_rows(x: jax.Array) -> jax.Array:
     """`x` with its leading axis, rows, divided over the batch axes, as long as there are enough.
 
@@ -133,7 +136,7 @@ def parameter_shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
             if axis is not None and axis not in known:
                 name = "/".join(map(str, path))
                 raise ConfigError(f"{name}: no rule for the logical axis {axis!r}; known: {', '.join(known)}")
-    with nnx.logical_axis_rules(RULES):
+    with nnx.logical_axis_rules(RULES):  # logical names are resolved here, and nowhere inside of the model
         shardings = nnx.get_named_sharding(state, mesh)
     flat_shardings = dict(nnx.to_flat_state(shardings))
     for path, variable in nnx.to_flat_state(state):

@@ -235,7 +235,7 @@ def write_file(path: Path, weights: Weights, metadata: Mapping[str, str] | None 
         header[name] = {"dtype": names[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the format aligns the first tensor to 8 bytes
     with contextlib.ExitStack() as stack:
         file = None
         if jax.process_index() == 0:
@@ -254,7 +254,7 @@ def write_file(path: Path, weights: Weights, metadata: Mapping[str, str] | None 
 
 
 def _pieces(array: Any) -> Iterator[np.ndarray]:
-    if len(array.shape) > 2:
+    if len(array.shape) > 2:  # stacked layers; a single matrix is the largest piece that is ever on the host
         for layer in range(array.shape[0]):
             yield _on_host(array[layer])
     else:

@@ -209,7 +209,7 @@ def _mutants() -> list[Mutant]:
     plant(
         "llamo_jax/training/program.py",
         f"{TRAINING} -k statistics_move",
-        a_frozen_encoder_moves=("batch_statistics=trains_graphs", "batch_statistics=True"),
+        a_frozen_encoder_moves=("batch_statistics=moves_statistics", "batch_statistics=True"),
     )
     plant(
         "llamo_jax/training/trainable.py",

@@ -26,7 +26,7 @@ def likelihood_graph_use(generator: Generator, examples: Sequence[Example]) -> d
     records = [_answered(example) for example in examples if len(example.prompt.graphs) == 1]
     if len(records) < 2:
         return {"rows": len(records)}
-    half = len(records) // 2
+    half = len(records) // 2  # neighbours in a file are often alike: the other molecule is half a data set away
     graphs: dict[str, list[tuple[GraphArrays, ...]]] = {
         "true": [record.graphs for record in records],
         "other": [record.graphs for record in [*records[half:], *records[:half]]],

@@ -193,7 +193,7 @@ def yes_probabilities(generator: Generator, examples: Sequence[Example]) -> list
             )
             for example in examples
         ]
-        # the last answer's first token: before it come those of earlier answers
+        # log-probabilities list the tokens of every answer; the last one's first stands behind those of earlier ones
         earlier = [
             int(encoded.is_target[1:].sum()) for encoded in generator.encoder.encode([e.prompt for e in examples])
         ]

@@ -82,6 +82,8 @@ def beam_search(
         penalty = (state.step + 1.0) ** length_penalty
         is_hypothesis = ends & (jnp.arange(candidates) < beams) & ~state.done[:, None]
         ended = keep_best(state.ended, tokens, jnp.where(is_hypothesis, sums / penalty, -jnp.inf), state.step + 1)
+        # transformers' early_stopping=False: a beam that goes on only loses probability, so the present score of the
+        # best one is taken as the bound of all to come
         done = state.done | (ended.scores[:, -1] >= sums[:, 0] / penalty)
         continuing = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
         source, tokens, sums = (_take(x, continuing) for x in (source, tokens, sums))
@@ -96,9 +98,10 @@ def beam_search(
         hidden, cache = next_hidden(decoder, cache, lengths + state.step - 1, last)
         return state._replace(hidden=hidden, cache=cache, seen=seen)
 
+    # what is not written yet reads as a stop token, so that a beam's end is known by its length alone
     blank = jnp.full((rows, beams, width), stop_ids[0], jnp.int32)
     # all beams start as the same prompt: only the first may be extended
-    # -1e9, not -inf: penalties multiply it, and 0 · inf would be NaN
+    # -1e9 as in Hugging Face, and not -inf, so that all scores stay numbers
     sums = jnp.broadcast_to(jnp.where(jnp.arange(beams) == 0, 0.0, -1e9), (rows, beams))
     none_ended = Beams(blank, jnp.full((rows, beams), -jnp.inf), jnp.zeros((rows, beams), jnp.int32))
     done = lengths[::beams] == 0

@@ -70,7 +70,7 @@ def generate(
     keys: one for each row; only used at a temperature above 0. Rows without any token count as finished.
     """
     model = definition.merge(arrays)
-    slots = batch.tokens.shape[1] + decoding.max_new_tokens
+    slots = batch.tokens.shape[1] + decoding.max_new_tokens  # J: the prompt's padding is room for the answer, too
     rows = _started(model, batch, keys, slots, decoding, stop_ids)
     rows = _continued(model.language_model, rows, decoding.max_new_tokens, decoding, stop_ids)
     return replicated(rows.generated)
@@ -93,7 +93,7 @@ def empty_rows(
         model.language_model.empty_cache(rows, slots),
         jnp.zeros(rows, jnp.int32),
         _blank(rows, decoding, stop_ids),
-        jnp.ones(rows, bool),
+        jnp.ones(rows, bool),  # finished: free to be given away
         jax.random.split(jax.random.key(0), rows),
         jnp.zeros((rows, vocabulary), bool) if decoding.repetition_penalty != 1 else None,
     )
@@ -123,7 +123,9 @@ def admit(
     """
     keys = jax.random.wrap_key_data(key_data)
     model, length = definition.merge(arrays), batch.tokens.shape[1]
+    # the prompts go through the model with a cache of their own length, which is then copied into the rows' longer one
     new = _started(model, batch, keys, length, decoding, stop_ids)
+    # mode="drop": surplus rows of the batch have a place beyond the last row
     cache = rows.cache.map(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), new.cache)
     merged = (
         jax.tree.map(lambda old, x: old.at[places].set(x, mode="drop"), mine, theirs)
@@ -169,6 +171,7 @@ def _started(
     seen = None
     if decoding.repetition_penalty != 1:
         seen = seen_tokens(batch, model.language_model.config.vocab_size)
+    # rows without a token are padding of the batch: finished from the beginning
     state = Rows(cache, lengths, _blank(rows, decoding, stop_ids), lengths == 0, keys, seen)
     return _chosen(model.language_model, state, hidden, decoding, stop_ids)
 
@@ -181,6 +184,7 @@ def _continued(
     def step(carry: tuple[Int[Array, ""], Rows]) -> tuple[Int[Array, ""], Rows]:
         count, rows = carry
         hidden, cache = next_hidden(decoder, rows.cache, rows.filled, last_tokens(rows.generated))
+        # a finished row's place does not move on: what it writes there is overwritten, and never read
         rows = rows._replace(cache=cache, filled=rows.filled + ~rows.finished)
         return count + 1, _chosen(decoder, rows, hidden, decoding, stop_ids)
 
@@ -201,6 +205,7 @@ def _chosen(
     logits = decoder.logits(hidden)
     old, everyone = rows.generated, jnp.arange(len(logits))
     token = next_token(processed(logits, rows.seen, old.lengths, decoding, stop_ids), rows.keys, old.lengths, decoding)
+    # of the model itself, whatever penalties and temperature the token was chosen by
     log_probability = logits[everyone, token] - jax.nn.logsumexp(logits, axis=-1)
     # rows that are finished go on through the model with the others (shapes are static), but write beyond the end,
     # where mode="drop" loses it
@@ -210,6 +215,7 @@ def _chosen(
         old.log_probabilities.at[everyone, place].set(log_probability, mode="drop"),
         old.lengths + ~rows.finished,
     )
+    # the stop token belongs to the answer: it is written, counted and has a log-probability
     stopped = jnp.any(token[:, None] == jnp.array(stop_ids), axis=1)
     finished = rows.finished | stopped | (generated.lengths == decoding.max_new_tokens)
     seen = None if rows.seen is None else rows.seen.at[everyone, token].set(True)
@@ -247,6 +253,7 @@ def last_tokens(generated: Generated) -> Int[Array, " B"]:
 
 def seen_tokens(batch: Batch, vocab_size: int) -> Bool[Array, "B V"]:
     """Which tokens the prompts' texts hold; graph tokens are none."""
+    # where a graph token stands, `tokens` holds 0, which is no word of the prompt
     text = (batch.segments > 0) & (batch.molecule_slot < 0)
     rows = jnp.arange(len(text))[:, None]
     return (

@@ -90,6 +90,7 @@ class Generator:
         for index, prompt in enumerate(prompts):
             groups[prompt_bucket(len(prompt.tokens))].append(index)
         numbers = range(len(records)) if numbers is None else numbers
+        # one group for each length bucket, so that no prompt is padded to twice its length
         for length in sorted(groups, reverse=True):  # what needs most memory first
             if self.decoding.num_beams > 1:
                 yield from self._search(prompts, groups[length], length)
@@ -126,7 +127,7 @@ class Generator:
         waiting = deque((index, sample) for index in indices for sample in range(samples))
         rows = self._rows(len(waiting), length)
         engine = _Engine(self, rows, length)
-        running: dict[int, tuple[int, int]] = {}
+        running: dict[int, tuple[int, int]] = {}  # row → (prompt, sample)
         done: dict[int, dict[int, Answer]] = defaultdict(dict)
         free = list(range(rows))
         while waiting or running:
@@ -139,6 +140,7 @@ class Generator:
                     [(place, prompts[running[place][0]], self._key(numbers[running[place][0]], running[place][1]))
                      for place in places]
                 )  # fmt: skip
+            # one program runs several tokens without the host: at one a time, a small model would wait for Python
             generated, finished = engine.advance(TOKENS_AT_A_TIME)
             for place in [place for place in running if finished[place]]:
                 index, sample = running.pop(place)
@@ -224,7 +226,7 @@ class _Engine:
         count = len(batch.tokens)
         places = np.full(count, self._count, np.int32)
         places[: len(prompts)] = [place for place, _, _ in prompts]
-        data = np.zeros((count, 2), np.uint32)
+        data = np.zeros((count, 2), np.uint32)  # a threefry key is two numbers: (seed, number of the sample)
         data[: len(prompts)] = [key for _, _, key in prompts]
         with jax.set_mesh(self._mesh):
             batch = sharding.put_global(batch, self._mesh)

@@ -62,6 +62,7 @@ def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -
 
 def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
     """True where a token may look: earlier or equal positions of its own packed segment; padding (0) sees nothing."""
+    # positions restart in every segment, so places in the row decide what is earlier
     causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
     same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, :, None]
     return same & causal
@@ -95,13 +96,17 @@ def cached_attention(
     """
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
+    # Scaled before the product: [R · T, H] numbers instead of [R · T, J]. Query heads of one kv head lie beside each
+    # other, so that grouped queries are one larger product and keys need not be repeated.
     q = (q * width**-0.5).transpose(0, 2, 1, 3).reshape(batch, kv_heads, -1, width)  # R and T share an axis
     if scores_of is None:
         scores = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)
     else:
         scores = scores_of(q, k)
     scores = scores.reshape(batch, kv_heads, heads // kv_heads, length, -1)
+    # the smallest number, not -inf: a row that sees nothing would become NaN, and the zero of its mask times NaN is NaN
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    # the softmax by hand, so that its division comes after the product: [n, H] numbers to divide instead of [n, J]
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1)[..., None]
     weights = weights.reshape(batch, kv_heads, -1, weights.shape[-1]).astype(v.dtype)
@@ -130,6 +135,7 @@ def splash_attention(
     if q.shape[2] % tensor or k.shape[2] % tensor:
         raise ConfigError(f"config.mesh.tensor={tensor} does not divide {q.shape[2]} heads and {k.shape[2]} kv heads")
     length = q.shape[1]
+    # the largest block that divides the row: fewer, larger products
     block = next(size for size in (512, 256, 128) if length % size == 0)
     mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * (q.shape[2] // tensor))
     sizes = splash.BlockSizes(

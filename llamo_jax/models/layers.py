@@ -87,6 +87,7 @@ def take_over(new: nnx.Module, old: nnx.Module) -> None:
 
 def linears(model: nnx.Module) -> dict[str, Linear]:
     """Every linear map of a model by its path, such as "language_model/layers/query"."""
+    # nnx.iter_modules also walks through lists, whose entries are numbers in a path
     found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, Linear)}
     return dict(sorted(found.items()))
 
@@ -105,6 +106,7 @@ def replace_linears(
         if not matched:
             raise ConfigError(f"{what}: {pattern!r} matches no linear map; there are {', '.join(found)}")
         chosen |= matched
+    # sorted: fresh adapters draw their weights one after the other, in an order that does not depend on the patterns
     made = {path: make(found[path]) for path in sorted(chosen)}
     for path, linear in made.items():
         *parents, name = path.split("/")
@@ -127,6 +129,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         x32 = x.astype(jnp.float32)
+        # cast back before the scale, as Hugging Face does; in bfloat16 the order shows in the last bit
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
@@ -140,6 +143,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        # the two-pass variance: E[x²] - E[x]² loses half the digits when the mean is large
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         return centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]

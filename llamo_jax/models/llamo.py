@@ -51,6 +51,7 @@ class LLaMo(nnx.Module):
         """Token embeddings, with each molecule's graph tokens where `molecule_slot` is not -1."""
         text = self.language_model.embed(batch.tokens)
         shards = graph_tokens.shape[0]
+        # rows of a shard lie together, so [B, T] is [S, B/S · T]
         slot, query = (x.reshape(shards, -1) for x in (batch.molecule_slot, batch.molecule_query))
         # each shard looks into its own molecules alone: no communication
         graphs = jax.vmap(lambda tokens, slot, query: tokens[slot, query])(graph_tokens, slot, query)
@@ -98,5 +99,6 @@ class LLaMo(nnx.Module):
         graphdef, variables = nnx.split(nnx.eval_shape(lambda: cls(stored.config, rngs=nnx.Rngs(0))))
         abstract = parameters.abstract_arrays(variables, stored.config.frozen_dtype, mesh, trained={})
         parameters.check_names(set(abstract), stored.weights)
+        # in the dtype that they are stored in: loading is no place to round
         abstract = {name: spec.update(dtype=stored.weights[name].dtype) for name, spec in abstract.items()}
         return nnx.merge(graphdef, parameters.unflatten(variables, weights.place(stored.weights, abstract)))

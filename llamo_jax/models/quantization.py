@@ -62,7 +62,7 @@ def quantize(kernel: Float[Array, "*stack in out"], kind: str) -> tuple[Array, F
     kind: int8 or nf4. Raises ConfigError if qwix is not installed or the size does not divide into tiles.
     """
     qwix = _library()
-    rows = kernel.ndim - 2
+    rows = kernel.ndim - 2  # the axis "in", behind the stack's
     others = [axis for axis in range(kernel.ndim) if axis != rows]
     if kind == "int8":
         array = qwix.quantize(kernel, jnp.int8, channelwise_axes=others)
@@ -70,6 +70,7 @@ def quantize(kernel: Float[Array, "*stack in out"], kind: str) -> tuple[Array, F
         if kernel.shape[rows] % TILE:
             raise ConfigError(f"config.model.quantize=nf4 needs matrices of a multiple of {TILE} rows: {kernel.shape}")
         array = qwix.quantize(kernel, "nf4", channelwise_axes=others, tiled_axes={rows: TILE})
+    # scales in float32: there are 1/64 as many as values (nf4), and every value is multiplied by one
     return array.qvalue, array.scale.astype(jnp.float32)
 
 

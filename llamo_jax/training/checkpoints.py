@@ -90,7 +90,7 @@ class Checkpoints:
         Raises CheckpointError, here or at the next call, if writing fails and `on_save_failure` is "stop".
         """
         step = int(state.step)
-        self.finish()
+        self.finish()  # one save at a time: the one before must be whole before Orbax forgets an older one
         if step in self.steps():
             return
         metadata = {
@@ -170,7 +170,7 @@ class Checkpoints:
 
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Moves checkpoints away: as long as a newer one is there, Orbax does not save an older step."""
-        self._checkpointer.close()
+        self._checkpointer.close()  # it remembers what it has seen in the folder
         if distributed.is_main():
             aside = self.path.with_name("damaged_checkpoints")
             aside.mkdir(exist_ok=True)

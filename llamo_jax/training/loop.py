@@ -59,8 +59,11 @@ def train(
         program = make_program(config, mesh)
         distributed.log(program.summary())
         shards = sharding.local_shards(mesh)
+        # Where the weights come from, in this order: (1) this run's newest checkpoint that is whole;
         state = saved.restore(program.state)
         restored = set() if state is None else {*state.trained, *state.statistics}
+        # (2) for what it does not hold (all that is frozen, and everything at the first start) the run `init_from`,
+        # (3) and fresh values for the rest. What is restored already is loaded from nowhere else.
         arrays = _starting_weights(config, workdir, program, restored)
         frozen = {name: arrays.pop(name) for name in program.frozen}
         state = state or program.initial_state(arrays)
@@ -73,6 +76,7 @@ def train(
             if data.validation is None:
                 return {}
             batches = data.validation.evaluation_batches(shards)
+            # a list of device values: the loop over batches does not wait for each result
             sums = [program.eval_step(state, frozen, sharding.put_batch(batch, mesh)) for batch in batches]
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
@@ -83,6 +87,7 @@ def train(
         else:
             distributed.log(f"continuing from step {step} of {settings.steps} in {workdir}")
 
+        # the position in the data is the number of batches seen, which follows from the step: nothing else is stored
         stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
         accumulated = _accumulated(stream, settings.accumulate)
         progress = metrics.Progress(step, settings.steps)
@@ -91,11 +96,12 @@ def train(
             state, values = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
             guard.check(step, values["skipped_in_a_row"])
             last = step == settings.steps
+            # asked at every step, since all processes must agree on the one after which they stop
             stopping = stop.requested(step)
             if step % settings.log_every == 0 or last:
                 line = _line(state.log) | {"learning_rate": float(schedule(step - 1))}
                 line["tokens_per_second"], left = progress.measure(step, line.pop("tokens"))
-                state = program.logged(state)
+                state = program.logged(state)  # before a checkpoint of this step: it must not count the line again
                 with progress.pause():
                     if step % settings.eval_every == 0 or last:
                         line |= evaluate(state)
@@ -182,7 +188,7 @@ class _NonFiniteGuard:
     A step's result is looked at two steps later, so that the devices always have work.
     """
 
-    _LAG = 2
+    _LAG = 2  # steps in flight: reading a result at once would leave the devices idle until the next is sent
 
     def __init__(self, config: Config, workdir: epath.Path, loader: BatchLoader):
         self._config = config

@@ -70,7 +70,7 @@ class Progress:
     def measure(self, step: int, tokens: int) -> tuple[float, str]:
         """Tokens per second since the last call, and the time left at this speed as h:mm:ss."""
         now = time.perf_counter()
-        seconds = max(now - self._last_time, 1e-9)
+        seconds = max(now - self._last_time, 1e-9)  # two lines within the clock's resolution
         left = round(seconds / max(step - self._last_step, 1) * (self._steps - step))
         self._last_step, self._last_time = step, now
         return tokens / seconds, f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

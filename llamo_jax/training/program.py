@@ -80,15 +80,18 @@ def make_program(config: Config, mesh: Mesh) -> Program:
             raise ConfigError(f"config.model.quantize: {name} is trained; only frozen matrices can be quantized")
     abstract = parameters.abstract_arrays(definition.variables, config.model.frozen_dtype, mesh, trained)
     optimizer = make_optimizer(config.train)
-    # BatchNorm of a frozen encoder keeps its statistics, as torch's in eval mode
-    trains_graphs = any(on for name, on in trained.items() if name.startswith("graph_encoder/"))
+    # a part of the model whose parameters are all frozen keeps its BatchNorm statistics, as in torch's eval mode
+    with_statistics = {name.split("/")[0] for name in statistics}
+    moves_statistics = any(on for name, on in trained.items() if name.split("/")[0] in with_statistics)
     state = _abstract_state(abstract, trained, statistics, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Program(
         definition,
         state,
         {name: abstract[name] for name, on in trained.items() if not on},
-        make_train_step(definition, optimizer, batch_statistics=trains_graphs, seed=config.seed, shardings=shardings),
+        make_train_step(
+            definition, optimizer, batch_statistics=moves_statistics, seed=config.seed, shardings=shardings
+        ),
         make_eval_step(definition),
         optimizer,
     )
@@ -101,10 +104,11 @@ def _abstract_state(
     parameters_ = {name: abstract[name] for name, on in trained.items() if on}
     if not parameters_:
         raise ConfigError("config.train.trainable selects no parameter")
-    moments = jax.eval_shape(optimizer.init, parameters_)
+    moments = jax.eval_shape(optimizer.init, parameters_)  # of trained parameters alone: frozen ones have none
     replicated = sharding.replicated(mesh)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # moments are mappings by parameter path somewhere inside of optax's states; counters are not in a mapping
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         place = parameters_[names[-1]].sharding if names else replicated
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

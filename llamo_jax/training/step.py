@@ -61,7 +61,9 @@ def make_train_step(
     def loss(trained: Arrays, statistics: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Array, Any]:
         model = definition.merge(trained, statistics, frozen)
         hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=key)
-        total, count = cross_entropy(model, hidden, batch)
+        total, count = cross_entropy(
+            model, hidden, batch
+        )  # a sum: what it is divided by depends on all batches of a step
         return total, (count, parameters.flatten(nnx.state(model, nnx.BatchStat)))
 
     def step(state: TrainState, frozen: Arrays, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -78,6 +80,7 @@ def make_train_step(
             gradients = jax.tree.map(jnp.add, gradients, new)
             return (gradients, statistics, total + new_total, count + new_count), None
 
+        # BatchNorm's statistics go from batch to batch, as they would without accumulation
         carry = (jax.tree.map(jnp.zeros_like, state.trained), state.statistics, jnp.zeros(()), jnp.zeros((), jnp.int32))
         if len(keys) == 1:  # no loop around the common case
             carry, _ = accumulate(carry, (jax.tree.map(lambda x: x[0], batches), keys[0]))
@@ -93,6 +96,7 @@ def make_train_step(
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         new = (optax.apply_updates(state.trained, updates), statistics, optimizer_state)
         old = (state.trained, state.statistics, state.optimizer)
+        # a where over everything instead of a cond: both sides exist anyway, and sharded arrays stay where they are
         trained, statistics, optimizer_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         log = _added(state.log, finite, total, norm, count, jnp.count_nonzero(batches.segments))
         metrics = {

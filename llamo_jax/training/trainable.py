@@ -60,7 +60,8 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     """
     peak, final = config.learning_rate, config.final_learning_rate
     if config.schedule == "warmup_cosine":
-        warmup = min(config.warmup_steps, config.steps - 1)
+        warmup = min(config.warmup_steps, config.steps - 1)  # a short run still reaches its peak
+        # peak / (warmup + 1), not 0: the first step of a run would change nothing
         return optax.warmup_cosine_decay_schedule(peak / (warmup + 1), peak, warmup, config.steps, final)
     per_epoch = config.steps_per_epoch
     epochs = -(-config.steps // per_epoch)
@@ -78,6 +79,7 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW on a flat mapping of trained parameters, after clipping by the global norm."""
 
+    # optax applies the mask to decay alone; moments are kept for all trained parameters
     def decayed(parameters: Mapping[str, Any]) -> dict[str, bool]:
         return {name: config.decay == "all" or name.split("/")[-1] in _DECAYED for name in parameters}
 

@@ -345,6 +345,13 @@ def test_a_run_whose_end_is_not_saved_says_so(few, tmp_path, monkeypatch):
         runs.train(dataclasses.replace(config, train=train), tmp_path / "run")
 
 
+def test_an_address_is_no_folder_here(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot create gs://no-such-bucket/run"):
+        runs.train(small_run(few), "gs://no-such-bucket/run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_run_works_in_a_folder(few, tmp_path):
     config = small_run(few)
     (tmp_path / "run").mkdir()

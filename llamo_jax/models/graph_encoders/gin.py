@@ -147,8 +147,11 @@ class GINEncoder(nnx.Module):
         batch_statistics: normalise with this batch's statistics (of all shards, padding ignored) and update the
         running ones; otherwise use the running ones. Padding atoms are zero in all levels.
         """
+        # jraph's masks count back from the padding graph; of a graph without padding they would all be False, which is
+        # why every shard keeps one slot for it
         mask = jax.vmap(jraph.get_node_padding_mask)(atoms)
         nodes = jnp.where(mask[..., None], self.atom_embedding(atoms.nodes), 0)
+        # one layer's program, run over the stack of parameters: five layers compile as fast as one
         graphdef, state = nnx.split(self.layers)
         # no ReLU after the last layer, which is one of a scanned stack: a flag that is scanned along
         last = np.arange(self.config.num_layers) == self.config.num_layers - 1
@@ -167,7 +170,7 @@ class GINEncoder(nnx.Module):
             # assigned after the scan: lax.scan drops what a layer changes in itself
             for norm, (mean, var) in zip((self.layers.inner_norm, self.layers.outer_norm), running, strict=True):
                 norm.mean[...], norm.var[...] = mean, var
-        return jnp.concatenate([nodes[None], levels])
+        return jnp.concatenate([nodes[None], levels])  # level 0 is the embedding itself
 
 
 class GINLayer(nnx.Module):
@@ -177,7 +180,7 @@ class GINLayer(nnx.Module):
         width = config.width
         axes = ("graph", None)
         self.bond_embedding = FeatureEmbedding(config.bond_cardinalities, width, rngs=rngs, stack=stack)
-        self.eps = layers.parameter(layers.zeros, (), (), rngs=rngs, stack=stack)
+        self.eps = layers.parameter(layers.zeros, (), (), rngs=rngs, stack=stack)  # learned: "GIN-eps" of the paper
         self.hidden = layers.Linear(width, 2 * width, axes, rngs=rngs, stack=stack)
         self.inner_norm = layers.BatchNorm(2 * width, rngs=rngs, stack=stack)
         self.out = layers.Linear(2 * width, width, axes, rngs=rngs, stack=stack)
@@ -193,6 +196,7 @@ class GINLayer(nnx.Module):
         dropout_key: Key[Array, ""] | None,
     ) -> tuple[Float[Array, "S N F"], tuple]:
         """The next level, and the running statistics of the two normalisations; nodes are already embedded."""
+        # Every bond is two directed edges, and its embedding goes along both ways. jraph sums what arrives by default.
         network = jraph.GraphNetwork(
             update_edge_fn=lambda edges, sent, received, _: jax.nn.relu(sent + edges),
             update_node_fn=lambda nodes, sent, received, _: (1 + self.eps[...]) * nodes + received,
@@ -209,7 +213,7 @@ class FeatureEmbedding(nnx.Module):
 
     # One table and one gather instead of nine: small gathers cost a launch each on accelerators.
     def __init__(self, cardinalities: tuple[int, ...], width: int, *, rngs: nnx.Rngs, stack: int | None = None):
-        init = layers.normal(stddev=width**-0.5)
+        init = layers.normal(stddev=width**-0.5)  # a sum of nine such rows stays of the order of one
         self.table = layers.parameter(init, (sum(cardinalities), width), (None, "graph"), rngs=rngs, stack=stack)
         self.offsets = tuple(int(offset) for offset in np.cumsum((0, *cardinalities[:-1])))
 

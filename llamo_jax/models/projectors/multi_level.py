@@ -107,6 +107,7 @@ class MultiLevelProjector(nnx.Module):
         self.config = config
         heads = config.num_heads
         motif_queries, level_queries = (config.num_motif_queries, graph_width), (config.num_level_queries, graph_width)
+        # N(0, 1) as the original draws them; LayerNorm follows, so that their size decides little
         self.motif_queries = layers.parameter(layers.normal(1.0), motif_queries, (None, "graph"), rngs=rngs)
         self.level_queries = layers.parameter(
             layers.normal(1.0), (num_levels, *level_queries), (None, None, "graph"), rngs=rngs
@@ -114,6 +115,7 @@ class MultiLevelProjector(nnx.Module):
         self.motif_embedding = layers.Linear(
             config.motif_features, graph_width, (None, "graph"), use_bias=False, rngs=rngs
         )
+        # a stack of one serves all levels: the original's six names are one module
         modules = 1 if config.share_level_attention else num_levels
         self.motif_attention = SegmentAttention(graph_width, heads, rngs=rngs, stack=1)
         self.level_attention = SegmentAttention(graph_width, heads, rngs=rngs, stack=modules)
@@ -131,17 +133,19 @@ class MultiLevelProjector(nnx.Module):
         slots = molecules.atoms.n_node.shape[-1]
         motifs = self.motif_embedding(molecules.motifs.nodes)
         motif_queries = self.motif_queries[...]
+        # [None] and [0]: one set of motifs, where levels are several
         attended = self.motif_attention(motif_queries[None], motifs[None], _slot_ids(molecules.motifs), slots)[0]
         # methane has no functional group: the original's attention over nothing gives its queries back
         has_motifs = (molecules.motifs.n_node > 0)[..., None, None]
         motif_tokens = jnp.where(has_motifs, attended, motif_queries)
         level_tokens = self.level_attention(self.level_queries[...], levels, _slot_ids(molecules.atoms), slots)
+        # order of the tokens: motifs, then level 0, 1, …; the language model's positions depend on it
         level_tokens = jnp.moveaxis(level_tokens, 0, 2)  # S G L P F
         level_tokens = level_tokens.reshape(*level_tokens.shape[:2], -1, level_tokens.shape[-1])
         tokens = pre_norm = jnp.concatenate([motif_tokens, level_tokens], axis=2)
         tokens = self.norm(tokens)
         for i, linear in enumerate(self.mlp):
-            tokens = linear(jax.nn.silu(tokens) if i else tokens)
+            tokens = linear(jax.nn.silu(tokens) if i else tokens)  # SiLU between the layers, none at the ends
         return tokens, {"pre_norm": pre_norm}
 
 
@@ -171,6 +175,7 @@ class SegmentAttention(nnx.Module):
 
         def attend(state: nnx.State, queries: Array, items: Array) -> Array:
             module = nnx.merge(graphdef, state)
+            # h heads of F/h each. Queries are the same for all molecules, so they are projected once, not per molecule.
             q = _heads(module.query(queries), self.num_heads)  # P h F/h
             k = _heads(module.key(items), self.num_heads)  # S N h F/h
             v = _heads(module.value(items), self.num_heads)
@@ -191,6 +196,8 @@ def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -
     `jraph.segment_softmax` would do, but its gradient also goes through the maximum, and dividing every item's weight
     costs another gather; so the division comes last here.
     """
+    # the softmax does not change when all scores of a segment shift; without the largest, exp cannot overflow. Empty
+    # segments have -inf here, which nobody gathers.
     largest = jax.lax.stop_gradient(jraph.segment_max(scores, ids, num_segments))
     weights = jnp.exp(scores - largest[ids])
     total = jraph.segment_sum(weights, ids, num_segments)
@@ -203,6 +210,7 @@ def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -
 
 def _slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:
     """Which molecule slot each node belongs to; padding nodes belong to the padding slot."""
+    # total_repeat_length: jit needs a static length; n_node adds up to it, since padding has a slot of its own
     slots = jnp.arange(graphs.n_node.shape[-1])
     return jax.vmap(lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1]))(graphs.n_node)
 
