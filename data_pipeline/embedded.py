@@ -20,14 +20,16 @@ from data_pipeline.shards import CutRow
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 
 
-def prepare_embedded(cache_dir: str | Path, runner: Runner | None = None) -> Path:
+def prepare_embedded(cache_dir: str | Path, runner: Runner | None = None) -> epath.Path:
     """The embedded corpus below `cache_dir`, prepared if it is missing: description/, instruction/, tokenizer/.
 
     Several processes may ask for it at the same time: one prepares it, the others wait.
     """
-    folder = Path(cache_dir) / f"embedded-{corpus.CORPUS_VERSION}-features{FEATURE_VERSION}-format{FORMAT_VERSION}"
+    folder = (
+        epath.Path(cache_dir) / f"embedded-{corpus.CORPUS_VERSION}-features{FEATURE_VERSION}-format{FORMAT_VERSION}"
+    )
     waiting = False
-    while not (folder / "manifest.json").is_file():
+    while not (folder / "manifest.json").exists():
         try:
             _prepare(folder, runner or Runner())
         except BusyError:
@@ -38,10 +40,10 @@ def prepare_embedded(cache_dir: str | Path, runner: Runner | None = None) -> Pat
     return folder
 
 
-def _prepare(folder: Path, runner: Runner) -> None:
+def _prepare(folder: epath.Path, runner: Runner) -> None:
     sources = [{"name": "embedded corpus", "version": corpus.CORPUS_VERSION}]
-    with job_folder(epath.Path(folder), {"sources": sources}) as partial:
-        if (folder / "manifest.json").is_file():
+    with job_folder(folder, {"sources": sources}) as partial:
+        if (folder / "manifest.json").exists():
             raise BusyError(f"another process has prepared {folder}")
         texts = _embedded_texts()
         if not (partial / "tokenizer").exists():

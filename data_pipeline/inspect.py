@@ -5,11 +5,12 @@ python -m data_pipeline.inspect data/chebi20        # writes data/chebi20/length
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.lengths import SIZE_NAMES
 from data_pipeline.records import read_manifest
@@ -31,17 +32,18 @@ def describe_manifest(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot_lengths(folder: Path, picture: Path) -> None:
+def plot_lengths(folder: epath.Path, picture: epath.Path) -> None:
     """Histograms of atoms, edges, motifs and, where measured, tokens of each split, as a PNG file."""
     from matplotlib.figure import Figure
 
     columns: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(folder / "sizes.npz") as sizes:
+    with (folder / "sizes.npz").open("rb") as file, np.load(file) as sizes:
         for split in sizes:
             for name, column in zip(SIZE_NAMES, sizes[split].T, strict=True):
                 columns.setdefault(name, {})[split] = column
     for path in sorted((folder / "lengths").glob("*.npy")):
-        columns.setdefault("tokens", {})[path.name.rpartition("-")[0]] = np.load(path)[:, 0]
+        with path.open("rb") as file:
+            columns.setdefault("tokens", {})[path.name.rpartition("-")[0]] = np.load(file)[:, 0]
     figure = Figure(figsize=(4 * len(columns), 3.2), layout="constrained")
     for axes, (name, by_split) in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns.items(), strict=True):
         edges = np.histogram_bin_edges(np.concatenate(list(by_split.values())), bins=40)
@@ -50,14 +52,15 @@ def plot_lengths(folder: Path, picture: Path) -> None:
         axes.set_xlabel(f"{name} per record")
         axes.set_yticks([])
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    with storage.writing(picture) as partial, partial.open("wb") as file:
+        figure.savefig(file, dpi=120, format=picture.suffix.removeprefix(".") or "png")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="data_pipeline.inspect", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="default: lengths.png in the folder")
+    parser.add_argument("folder", type=epath.Path, metavar="DIR")
+    parser.add_argument("--picture", type=epath.Path, metavar="FILE.png", help="default: lengths.png in the folder")
     options = parser.parse_args(arguments)
     picture = options.picture or options.folder / "lengths.png"
     try:

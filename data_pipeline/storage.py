@@ -14,7 +14,9 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import filelock
@@ -85,7 +87,13 @@ def read_json_lines(path: epath.PathLike) -> list[Any]:
     if not path.exists():
         return []
     *lines, _cut = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise DataError(f"{path}, line {number}: not JSON; remove that line to go on") from None
+    return rows
 
 
 class LineWriter:
@@ -239,9 +247,38 @@ def link(source: epath.PathLike, target: epath.PathLike) -> None:
             source.copy(partial)
 
 
+@contextlib.contextmanager
+def read_locally(folder: epath.PathLike) -> Iterator[Path]:
+    """A folder's files on the local disk, for libraries that read nothing else; a temporary copy of a remote one."""
+    if not is_remote(folder):
+        yield Path(os.fspath(folder))
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for file in as_path(folder).iterdir() if as_path(folder).exists() else ():
+            if not file.is_dir():
+                (Path(copy) / file.name).write_bytes(file.read_bytes())
+        yield Path(copy)
+
+
+@contextlib.contextmanager
+def write_locally(folder: epath.PathLike) -> Iterator[Path]:
+    """A local folder for libraries that write to nothing else; its files are then in `folder`, wherever that is."""
+    if not is_remote(folder):
+        Path(os.fspath(folder)).mkdir(parents=True, exist_ok=True)
+        yield Path(os.fspath(folder))
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        yield Path(copy)
+        target = as_path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in Path(copy).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+
+
 def copy_folder(source: epath.PathLike, target: epath.PathLike) -> None:
-    """A local folder's files into another local folder, over what is there."""
-    shutil.copytree(os.fspath(source), os.fspath(target), dirs_exist_ok=True)
+    """A folder's files into another one, over what is there."""
+    with read_locally(source) as files, write_locally(target) as place:
+        shutil.copytree(files, place, dirs_exist_ok=True)
 
 
 def digest(path: epath.PathLike) -> str:

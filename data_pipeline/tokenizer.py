@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError, PromptError
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
@@ -51,16 +52,17 @@ def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
 
     A sentencepiece `tokenizer.model` goes before a `tokenizer.json`: Llama-2's ids are those of sentencepiece.
     """
-    if (Path(folder) / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(Path(folder))
-    if not (Path(folder) / "tokenizer_config.json").is_file():
-        raise DataError(f"{folder} is not a tokenizer folder (no tokenizer.model and no tokenizer_config.json)")
-    from transformers import AutoTokenizer  # takes seconds to import
+    with storage.read_locally(folder) as local:
+        if (local / "tokenizer.model").is_file():
+            return SentencePieceTokenizer(local)
+        if not (local / "tokenizer_config.json").is_file():
+            raise DataError(f"{folder} is not a tokenizer folder (no tokenizer.model and no tokenizer_config.json)")
+        from transformers import AutoTokenizer  # takes seconds to import
 
-    try:
-        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
+        try:
+            return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(local, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
 
 
 class HuggingFaceTokenizer:
@@ -88,7 +90,8 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """See TextTokenizer."""
-        self._tokenizer.save_pretrained(folder)
+        with storage.write_locally(folder) as local:
+            self._tokenizer.save_pretrained(local)
 
     def fingerprint(self) -> str:
         """See TextTokenizer."""
@@ -141,10 +144,10 @@ class SentencePieceTokenizer:
 
     def save(self, folder: str | os.PathLike) -> None:
         """See TextTokenizer; the model and its configuration as they were."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "tokenizer.model").write_bytes(self._content)
-        if self._configuration is not None:
-            (Path(folder) / "tokenizer_config.json").write_bytes(self._configuration)
+        with storage.write_locally(folder) as local:
+            (local / "tokenizer.model").write_bytes(self._content)
+            if self._configuration is not None:
+                (local / "tokenizer_config.json").write_bytes(self._configuration)
 
     def fingerprint(self) -> str:
         """See TextTokenizer."""

@@ -2,11 +2,11 @@
 
 import math
 import os
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from data_pipeline import storage
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import sharding
@@ -43,7 +43,7 @@ def load_generator(
     missing = sorted(set(abstract) - set(loaded.arrays))
     if missing:
         raise workdir.CheckpointError(f"{folder} is not a whole model; it lacks {missing}")
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    tokenizer = load_tokenizer(storage.as_path(folder) / "tokenizer")
     encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
 

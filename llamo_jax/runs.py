@@ -17,7 +17,7 @@ from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.jobs import Runner
 from data_pipeline.loader import BatchLoader, EncodedRecords, PackedDataset
-from data_pipeline.molecule import InvalidMoleculeError
+from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import RecordReader, data_fingerprint, read_manifest
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
@@ -30,7 +30,7 @@ from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import loop
 from llamo_jax.training import workdir as workdirs
 from llamo_jax.training.config import Config
-from llamo_jax.training.program import batch_shape
+from llamo_jax.training.program import batch_shape, make_program
 from llamo_jax.training.step import TrainState
 
 UserError = (
@@ -59,18 +59,23 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
+    # before anything takes time: what starts from what, rules and patterns that match nothing, molecules that are none
     if config.init_from:
-        _check_base(config)  # before anything takes time
+        _check_base(config)
+    for smiles in config.sample_smiles:
+        parse_smiles(smiles)
+    with jax.set_mesh(mesh):
+        program = make_program(config, mesh)
     encoder, data, fingerprints = read_data(config, mesh)
     run_identity = workdirs.identity(config, fingerprints, encoder.fingerprint())
     folder = storage.make_folder(workdir) if distributed.is_main() else storage.as_path(workdir)
     with storage.locked(folder) if distributed.is_main() else contextlib.nullcontext():
         distributed.wait("workdir locked")
         run_id = workdirs.claim(folder, config, run_identity)
-        if distributed.is_main() and not storage.is_remote(folder):
+        if distributed.is_main():
             encoder.tokenizer.save(os.fspath(folder / "tokenizer"))
         distributed.wait("tokenizer saved")
-        return loop.train(config, folder, run_id, data, mesh, _sampler(config, encoder, mesh))
+        return loop.train(config, folder, run_id, program, data, mesh, _sampler(config, encoder, mesh))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, dict[str, float]]:

@@ -175,6 +175,8 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if storage.is_remote(path):
+        raise WeightsError(f"{path}: safetensors files are mapped into memory, which needs a local copy of the folder")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:

@@ -10,7 +10,8 @@ token; they are the most probable ones unless --temperature is given.
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+
+from etils import epath
 
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import parse_smiles
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="llamo_jax.apps.chat", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run's workdir")
+    parser.add_argument("--checkpoint", required=True, type=epath.Path, metavar="DIR", help="a run's workdir")
     parser.add_argument("--smiles", action="append", default=[], help="the molecule; repeat for several")
     parser.add_argument("--question", help="ask this one question and exit")
     for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "seed"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError
@@ -81,7 +82,7 @@ def to_peft(options: argparse.Namespace) -> None:
     base_model = options.base_model or (stored.huggingface or {}).get("_name_or_path", "")
     language_model = below("language_model/", stored.weights)
 
-    def write(folder: Path) -> None:
+    def write(folder: epath.Path) -> None:
         peft.write_adapter(folder, stored.config.language_model, stored.config.lora, language_model, base_model)
         _write_graph_side(folder, stored)
 
@@ -96,7 +97,7 @@ def to_huggingface(options: argparse.Namespace) -> None:
     hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
     tensors = to_torch(language_model_rules(decoder), language_model)
 
-    def write(folder: Path) -> None:
+    def write(folder: epath.Path) -> None:
         write_file(folder / "model.safetensors", tensors)
         storage.write_json(folder / "config.json", hf)
         _write_graph_side(folder, stored)
@@ -153,7 +154,7 @@ def _tokenizer(folder: Path) -> TextTokenizer | None:
         return None
 
 
-def _read(folder: Path) -> ModelFolder:
+def _read(folder: epath.Path) -> ModelFolder:
     """A model folder, or a run with the weights of all it started from, on the first device."""
     if is_model_folder(folder):
         return read_model(folder)
@@ -165,7 +166,7 @@ def _read(folder: Path) -> ModelFolder:
     return ModelFolder(model, arrays, config.prompt, huggingface=workdir.read_origin(folder))
 
 
-def _write_graph_side(folder: Path, stored: ModelFolder) -> None:
+def _write_graph_side(folder: epath.Path, stored: ModelFolder) -> None:
     """What there is of encoder and projector, adapters merged, for torch, with their configuration.
 
     Under the names that their kinds give; our own paths, where a kind has no names of its own.
@@ -185,10 +186,10 @@ def _write_graph_side(folder: Path, stored: ModelFolder) -> None:
     storage.write_json(folder / official.GRAPH_CONFIG, content)
 
 
-def _new_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def _new_folder(folder: epath.Path, write: Callable[[epath.Path], None]) -> None:
     """A folder that exists whole or not at all; raises DataError if there is one already."""
     with storage.new_folder(folder) as partial:
-        write(Path(partial))
+        write(partial)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
@@ -201,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     def command(run: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         sub = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(run=run)
-        sub.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+        sub.add_argument("--output", required=True, type=epath.Path, metavar="DIR", help="a new folder")
         return sub
 
     for sub in (incoming := [command(from_huggingface), command(from_official)]):
@@ -214,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     incoming[1].add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the Lightning checkpoint")
     incoming[1].set_defaults(prompt_style="llama2")
     for sub in (outgoing := [command(to_peft), command(to_huggingface)]):
-        sub.add_argument("--checkpoint", required=True, type=Path, metavar="DIR", help="a run or a model folder")
+        sub.add_argument("--checkpoint", required=True, type=epath.Path, metavar="DIR", help="a run or a model folder")
     outgoing[0].add_argument("--base_model", default="", metavar="DIR_OR_HUB_ID", help="named in adapter_config.json")
     return parser
 

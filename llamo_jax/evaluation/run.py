@@ -99,7 +99,7 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
 
 def _source(config: EvaluationConfig) -> Path:
     if config.data != EMBEDDED:
-        return Path(config.data)
+        return storage.as_path(config.data)
     folder = prepare_embedded(config.cache_dir, Runner(os.cpu_count() or 1)) / config.task
     if not folder.is_dir():
         raise ConfigError(

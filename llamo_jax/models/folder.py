@@ -89,7 +89,7 @@ def write_model(folder: str | os.PathLike, model: ModelFolder, tokenizer: Tokeni
         write_file(partial / "model.safetensors", model.weights)
         if first:
             if tokenizer is not None:
-                tokenizer.save(partial / "tokenizer")
+                tokenizer.save(os.fspath(partial / "tokenizer"))
             content = {
                 "format": FORMAT,
                 "schema_version": SCHEMA_VERSION,

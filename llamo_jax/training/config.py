@@ -11,7 +11,7 @@ class DataConfig:
     """Where records come from, and the capacity of a row; see data_pipeline.batch."""
 
     source: Text = setting('"embedded", a folder written by data_pipeline.prepare, or folder=weight,folder=weight')
-    task: Text = setting("of the embedded corpus: description or instruction")
+    task: Literal["description", "instruction"] = setting("of the embedded corpus")
     tokenizer: Text = setting('Hugging Face folder; "": that of init_from, else the one in the (first) source')
     cache_dir: Text = setting("where the embedded corpus is prepared")
     rows: Int = setting("B, rows of a batch over all devices", ge=1)

@@ -21,7 +21,7 @@ from llamo_jax.parameters import Arrays
 from llamo_jax.training import checkpoints, metrics
 from llamo_jax.training.config import Config
 from llamo_jax.training.preemption import StopRequest
-from llamo_jax.training.program import Program, make_program
+from llamo_jax.training.program import Program
 from llamo_jax.training.step import TrainState
 from llamo_jax.training.trainable import learning_rate_schedule
 from llamo_jax.training.workdir import Base, CheckpointError, read_base, write_base
@@ -38,7 +38,13 @@ class Data(NamedTuple):
 
 
 def train(
-    config: Config, workdir: epath.Path, run_id: str, data: Data, mesh: Mesh, sampler: Sampler | None = None
+    config: Config,
+    workdir: epath.Path,
+    run_id: str,
+    program: Program,
+    data: Data,
+    mesh: Mesh,
+    sampler: Sampler | None = None,
 ) -> TrainState:
     """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
@@ -56,7 +62,6 @@ def train(
         ) as saved,
     ):
         start = time.perf_counter()
-        program = make_program(config, mesh)
         distributed.log(program.summary())
         shards = sharding.local_shards(mesh)
         # Where the weights come from, in this order: (1) this run's newest checkpoint that is whole;

@@ -13,6 +13,7 @@ from etils.epath import backend, gpath
 
 from data_pipeline import storage
 from data_pipeline.errors import BusyError, DataError
+from data_pipeline.tokenizer import load_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +99,9 @@ def test_lines_survive_a_cut(tmp_path):
         lines.write({"text": "four"})
     assert [row["text"] for row in storage.read_json_lines(path)] == ["one\u2028two\x85", "four"]
     assert storage.read_json_lines(tmp_path / "none") == []
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        storage.read_json_lines(path)
 
 
 def test_a_folder_appears_whole(tmp_path):
@@ -151,6 +155,11 @@ def test_addresses_are_never_local_folders(bucket, tmp_path, monkeypatch):
         storage.write_text(partial / "config.json", "{}")
     with storage.locked(folder):
         pass
+    tokenizer = train_tokenizer(["some text about molecules"] * 9, 280)
+    tokenizer.save(os.fspath(folder / "tokenizer"))
+    assert load_tokenizer(folder / "tokenizer").encode(["molecules"]) == tokenizer.encode(["molecules"])
+    with pytest.raises(DataError, match="gs://bucket/nothing is not a tokenizer folder"):
+        load_tokenizer(bucket / "nothing")
     assert not (tmp_path / "gs:").exists()
     assert json.loads((tmp_path / "store" / "bucket" / "run" / "run.json").read_text()) == {"a": 1}
     assert [row["step"] for row in storage.read_json_lines(folder / "metrics.jsonl")] == [1, 2, 3]
@@ -172,7 +181,7 @@ def test_nobody_else_writes_files():
     allowed = {
         "data_pipeline/storage.py",
         "data_pipeline/jobs.py",  # rejected.jsonl and sizes.npz, in a folder that is not finished
-        "data_pipeline/tokenizer.py",  # into a folder that its caller makes
+        "data_pipeline/tokenizer.py",  # into a folder of storage.write_locally
         "data_pipeline/builders.py",  # moves records within an unfinished folder
     }
     wrong = []

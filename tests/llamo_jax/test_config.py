@@ -82,6 +82,7 @@ WRONG = {
     "data.rows": (0, -8),
     "data.tokens_per_row": (1,),
     "data.source": ("", None),
+    "data.task": ("forward_reaction", ""),
     "prompt.style": ("chatml",),
     "prompt.show_smiles": (1, "yes"),
     "model.remat": ("all",),

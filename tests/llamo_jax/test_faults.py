@@ -345,6 +345,28 @@ def test_a_run_whose_end_is_not_saved_says_so(few, tmp_path, monkeypatch):
         runs.train(dataclasses.replace(config, train=train), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sample_smiles", ("C1CC",), "unclosed ring"),
+        ("model.lora.rank", 4, None),
+        ("train.trainable", (("decoder/.*", True), (".*", False)), "'decoder/.*' matches no parameter"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_data_are_read(few, tmp_path, monkeypatch, path, value, message):
+    def read_data(*arguments):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(runs, "read_data", read_data)
+    config = small_run(few)
+    if message is None:
+        config = replaced(config, "model.lora.targets", ("language_model/layers/queries",))
+        message = "matches no linear map; there are graph_encoder/layers/hidden"
+    with pytest.raises(ValueError, match=message):
+        runs.train(replaced(config, path, value), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_address_is_no_folder_here(few, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="cannot create gs://no-such-bucket/run"):
