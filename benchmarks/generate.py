@@ -1,6 +1,6 @@
 """Speed of generation, on whatever devices there are.
 
-python -m benchmarks.generate --json                              # where the original's code was timed: see README
+python -m benchmarks.generate --json                              # the size in docs/results.md
 python -m benchmarks.generate --beside_transformers --json        # in turns with the same decoder in PyTorch on the CPU
 python -m benchmarks.generate --preset llama2_7b --rows 32 --prompt_tokens 256 --new_tokens 128 --json
 

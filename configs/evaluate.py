@@ -6,7 +6,7 @@ r"""Evaluation: answers to a split, their scores, and a page that shows both.
 
 Run the same command again to continue an interrupted evaluation. Several processes are started as for training.
 
-Run for `tiny` on the embedded test split (629 descriptions): see README.
+Run for `tiny` on the embedded test split (629 descriptions): see docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -144,7 +144,7 @@ def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
     from pyarrow import parquet
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for batch in parquet.ParquetFile(path.open("rb")).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from None
@@ -168,7 +168,7 @@ _FORMATS: dict[str, Callable[[Path], Iterator[Row | BadRow]]] = {
 
 
 def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+    return cast(BinaryIO, gzip.open(path.open("rb"))) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _lines(path: Path, *, keep_empty: bool = False) -> Iterator[str | BadRow]:

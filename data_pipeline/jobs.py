@@ -390,4 +390,4 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path)}
+    return {"name": path.name, "bytes": storage.as_path(path).stat().length, "sha256": storage.digest(path)}

@@ -11,7 +11,6 @@ workers.
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from etils import epath
@@ -34,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="data_pipeline.prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", choices=sorted(tasks.TASKS))
     for name in ("input", "validation_input", "test_input"):
-        parser.add_argument(f"--{name}", nargs="+", type=Path, metavar="FILE", default=[])
+        parser.add_argument(f"--{name}", nargs="+", type=epath.Path, metavar="FILE", default=[])
     parser.add_argument(
         "--validation_fraction",
         type=float,

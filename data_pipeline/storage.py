@@ -1,6 +1,6 @@
 """Files and folders, local or remote (gs://, s3://): written whole or not at all, locked while they are worked on.
 
-Every file that this project writes goes through here. The rules, which tests/test_storage.py enforces:
+Every file that this project writes goes through here. The rules, which tests/data_pipeline/test_storage.py enforces:
 readers open read-only, they never lock, clean or write; what is finished is not deleted because something later
 fails; a name that is there is complete.
 
@@ -41,6 +41,11 @@ def as_path(path: epath.PathLike) -> epath.Path:
 def is_remote(path: epath.PathLike) -> bool:
     """Whether a path is an address on an object store."""
     return "://" in os.fspath(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A local path from the root, symbolic links followed; an address as it is, which epath would make local."""
+    return as_path(path) if is_remote(path) else as_path(path).resolve()
 
 
 @contextlib.contextmanager
@@ -97,7 +102,7 @@ def read_json_lines(path: epath.PathLike) -> list[Any]:
 
 
 class LineWriter:
-    """Appends JSON lines to a file, each on disk when `write` returns; a cut last line is removed first.
+    """Appends JSON lines to a file, for readers to see when `write` returns; a cut last line is removed first.
 
     On an object store, which cannot append, the file is written anew.
     """

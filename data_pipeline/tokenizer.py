@@ -95,7 +95,8 @@ class HuggingFaceTokenizer:
 
     def fingerprint(self) -> str:
         """See TextTokenizer."""
-        return hashlib.sha256(self._tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        parts = (self._tokenizer.backend_tokenizer.to_str(), self._tokenizer.chat_template, self.bos_id, self.eos_id)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def control_tokens(self) -> dict[str, int]:
         """The texts of its control tokens and their ids."""

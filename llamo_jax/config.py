@@ -190,7 +190,7 @@ def _settings_inside(hint: Any) -> list[Any]:
             if isinstance(kinds, Kinds):
                 return [kinds[name] for name in kinds.names()]
         return _settings_inside(inner)
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return [found for option in typing.get_args(hint) for found in _settings_inside(option)]
     return [hint] if hasattr(hint, "__pydantic_fields__") else []
 
@@ -212,7 +212,7 @@ def _type_name(hint: Any) -> str:
         return " or ".join(map(str, args))
     if origin is tuple:
         return f"tuple of {' and '.join(_type_name(each) for each in args if each is not ...)}"
-    if isinstance(hint, types.UnionType):
+    if origin in (types.UnionType, typing.Union):
         return " or ".join(_type_name(each) for each in args)
     return "None" if hint is type(None) else "text" if hint is str else hint.__name__
 

@@ -78,6 +78,13 @@ def all_agree(holds: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(holds))))
 
 
+def least(number: float) -> float:
+    """The smallest of every process' number; all of them must ask."""
+    if jax.process_count() == 1:
+        return number
+    return float(np.min(multihost_utils.process_allgather(np.array(number, np.float32))))
+
+
 def common(numbers: Sequence[int]) -> list[int]:
     """The first COMMON numbers that every process has, in this one's order; all of them must ask."""
     if jax.process_count() == 1:

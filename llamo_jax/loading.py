@@ -51,13 +51,14 @@ def load_generator(
 def decoding_mesh(definition: ModelDefinition, model: ModelConfig, tensor: int, max_new_tokens: int) -> Mesh:
     """All devices: rows are divided over "data", and weights over `tensor` devices.
 
-    tensor 0: as few as can hold the weights and the cache of FEWEST_ROWS answers. Not over "fsdp": every weight would
-    be gathered again for every token. Raises ConfigError if they fit nowhere.
+    tensor 0: as few as can hold the weights and the cache of FEWEST_ROWS answers, or as hold the most. Not over "fsdp":
+    every weight would be gathered again for every token. Raises ConfigError if not even one answer fits.
     """
     devices = jax.devices()
     if tensor:
         return sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
     limit, _ = device_bytes()
+    best: tuple[float, Mesh] | None = None
     for tensor in [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]:
         mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
         try:
@@ -66,9 +67,14 @@ def decoding_mesh(definition: ModelDefinition, model: ModelConfig, tensor: int, 
             continue
         shards = [(spec.sharding.shard_shape(spec.shape), spec.dtype) for spec in abstract.values()]
         weights = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
-        if rows_per_shard(model, PROMPT_TOKENS + max_new_tokens, tensor, limit, weights) >= FEWEST_ROWS:
+        rows = rows_per_shard(model, PROMPT_TOKENS + max_new_tokens, tensor, limit, weights)
+        if rows >= FEWEST_ROWS:
             return mesh
+        if rows >= 1 and (best is None or rows > best[0]):
+            best = (rows, mesh)
+    if best is not None:
+        return best[1]
     raise ConfigError(
-        f"the weights and a cache of {FEWEST_ROWS} answers do not fit {len(devices)} devices of {limit / 1e9:.0f} GB; "
+        f"the weights and the cache of one answer do not fit {len(devices)} devices of {limit / 1e9:.0f} GB; "
         "use more devices, or train with config.model.quantize"
     )

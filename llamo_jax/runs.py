@@ -1,6 +1,8 @@
 """Runs from a configuration: wires data, model and training together. What `launch.py` calls."""
 
 import contextlib
+import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,14 +74,15 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     with storage.locked(folder) if distributed.is_main() else contextlib.nullcontext():
         distributed.wait("workdir locked")
         run_id = workdirs.claim(folder, config, run_identity)
-        if distributed.is_main():
-            encoder.tokenizer.save(os.fspath(folder / "tokenizer"))
+        if distributed.is_main() and not (folder / "tokenizer").exists():
+            with storage.new_folder(folder / "tokenizer") as partial:
+                encoder.tokenizer.save(os.fspath(partial))
         distributed.wait("tokenizer saved")
         return loop.train(config, folder, run_id, program, data, mesh, _sampler(config, encoder, mesh))
 
 
-def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, dict[str, float]]:
-    """The encoder of prompts and the batches of a run, and each data set's fingerprint with its share.
+def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, list[tuple[str, float]]]:
+    """The encoder of prompts and the batches of a run, and the data sets' fingerprints with their shares.
 
     Prepares the embedded corpus if it is asked for and missing, and measures lengths that nobody has measured yet: the
     first process does, the others wait for it and read what it has left.
@@ -95,7 +98,7 @@ def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, dic
         raise DataError(f"{config.data.source} has no training split")
     if distributed.is_main():
         distributed.wait("data prepared")
-    return encoder, loop.Data(training, validation), {data_fingerprint(at): share for at, share in sources.items()}
+    return encoder, loop.Data(training, validation), [(data_fingerprint(at), share) for at, share in sources.items()]
 
 
 def _data_folders(config: Config) -> dict[epath.Path, float]:
@@ -111,7 +114,12 @@ def _data_folders(config: Config) -> dict[epath.Path, float]:
             share = float(weight or 1)
         except ValueError:
             raise ConfigError(f"config.data.source: {weight!r} is not a weight (folder=weight,…)") from None
-        folders[_embedded(config) if name == EMBEDDED else storage.as_path(name)] = share
+        folder = _embedded(config) if name == EMBEDDED else storage.as_path(name)
+        if not 0 < share < math.inf:
+            raise ConfigError(f"config.data.source: the weight of {name} is {weight}; it must be above 0")
+        if folder in folders:
+            raise ConfigError(f"config.data.source names {name} twice")
+        folders[folder] = share
     for folder in folders:
         read_manifest(folder)
     return folders
@@ -176,7 +184,12 @@ def _sampler(config: Config, encoder: PromptEncoder, mesh: Mesh) -> loop.Sampler
     conversations = [Conversation((smiles,), (Message("user", SAMPLE_QUESTION),)) for smiles in config.sample_smiles]
 
     def sample(definition: ModelDefinition, arrays: Arrays) -> list[dict[str, str]]:
-        answers = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=96)).answer(conversations)
+        generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=96))
+        try:
+            answers = generator.answer(conversations)
+        except ConfigError as error:  # no room beside the optimizer's state: training needs no samples
+            logging.warning("no sample answers: %s", error)
+            return []
         return [
             {"smiles": smiles, "question": SAMPLE_QUESTION, "answer": answer}
             for smiles, answer in zip(config.sample_smiles, answers, strict=True)

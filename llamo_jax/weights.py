@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
@@ -222,14 +223,14 @@ def place(weights: Weights, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Arr
 # Writing
 
 
-def write_file(path: Path, weights: Weights, metadata: Mapping[str, str] | None = None) -> None:
+def write_file(path: epath.Path | Path, weights: Weights) -> None:
     """Writes a safetensors file; on several hosts all must call it, and the first one writes.
 
     A stacked array is fetched and written one layer at a time: it need not fit in memory. (The safetensors library
     can only write arrays that are in memory all at once.)
     """
     names = {dtype: name for name, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, array in weights.items():
         dtype = np.dtype(array.dtype)

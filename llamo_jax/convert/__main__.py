@@ -134,7 +134,7 @@ def _write(
     language_model: Path,
     notes: list[str],
 ) -> None:
-    tokenizer = _tokenizer(options.tokenizer or language_model)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _tokenizer(language_model)
     if tokenizer is None:
         notes.append(f"{language_model} has no tokenizer; give --tokenizer DIR, or config.data.tokenizer in training")
     parts = tuple(dict.fromkeys(name.split("/")[0] for name in weights))
@@ -158,12 +158,12 @@ def _read(folder: epath.Path) -> ModelFolder:
     """A model folder, or a run with the weights of all it started from, on the first device."""
     if is_model_folder(folder):
         return read_model(folder)
-    config = workdir.read_config(folder)
-    model = dataclasses.replace(config.model, quantize="none")  # what was frozen is still whole where it came from
+    model, prompt = workdir.read_model_config(folder)
+    model = dataclasses.replace(model, quantize="none")  # what was frozen is still whole where it came from
     definition = define_model(model)
     abstract = abstract_arrays(definition.variables, model.frozen_dtype, sharding.single_device_mesh(), trained={})
     arrays = checkpoints.load_weights(folder, abstract).arrays
-    return ModelFolder(model, arrays, config.prompt, huggingface=workdir.read_origin(folder))
+    return ModelFolder(model, arrays, prompt, huggingface=workdir.read_origin(folder))
 
 
 def _write_graph_side(folder: epath.Path, stored: ModelFolder) -> None:
@@ -207,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for sub in (incoming := [command(from_huggingface), command(from_official)]):
         sub.add_argument("--language_model", required=True, metavar="DIR_OR_HUB_ID")
-        sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the language model's own")
+        sub.add_argument("--tokenizer", type=epath.Path, metavar="DIR", help="default: the language model's own")
     incoming[0].add_argument("--graph_encoder", type=Path, metavar="FILE", help="MoleculeSTM's molecule_model.pth")
     incoming[0].add_argument("--projector", type=Path, metavar="FILE", help="as to_huggingface writes it")
     incoming[0].add_argument("--adapter", type=Path, metavar="PEFT_DIR")

@@ -12,7 +12,7 @@ from llamo_jax.config import ConfigError
 from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, language_model_rules
 from llamo_jax.models import DecoderConfig, LoRAConfig
 from llamo_jax.models.llama import RopeScaling
-from llamo_jax.models.lora import PARTS
+from llamo_jax.models.lora import PARTS, decoder_targets
 from llamo_jax.models.torch_names import from_torch
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Layer, Lazy, Stacked, Weights, read_folder
@@ -20,7 +20,7 @@ from llamo_jax.weights import Layer, Lazy, Stacked, Weights, read_folder
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 _FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja",
           "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
-NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=("language_model/layers/(query|value)",))
+NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=decoder_targets(("query", "value")))
 _DEAD = r"(.*\.)?rotary_emb\.inv_freq"
 """Buffers that old checkpoints hold and that follow from the configuration."""
 

@@ -8,23 +8,26 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from llamo_jax.config import ConfigError
+from llamo_jax.config import ConfigError, Kinds
 from llamo_jax.convert.huggingface import NO_LORA, decoder_config, read_json, without_dead
 from llamo_jax.convert.names import adapted_projections, below, decoder_shapes, language_model_rules, lora_rules
 from llamo_jax.models import DecoderConfig, GINConfig, LoRAConfig, MultiLevelConfig
 from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
 from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
+from llamo_jax.models.lora import decoder_targets
 from llamo_jax.models.migrations import SchemaError, migrated_model
 from llamo_jax.models.projectors import PROJECTORS
 from llamo_jax.models.torch_names import from_torch, rules_of, variable_shapes
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Lazy, Weights, finite, read_file
+
+T = TypeVar("T")
 
 DEAD = (
     r"ln_graph_model\.(weight|bias)",  # its result is thrown away
@@ -32,7 +35,7 @@ DEAD = (
 )
 """Tensors of a Lightning checkpoint that nothing depends on; any other that is left over is an error."""
 
-LORA = LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=("language_model/layers/(query|value)",))
+LORA = LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=decoder_targets(("query", "value")))
 """The original's adapters: written into its code, whatever its command line said."""
 
 GRAPH_ENCODER = GINConfig.paper()
@@ -50,16 +53,25 @@ def graph_configs(graph_encoder: Path | None, projector: Path | None) -> tuple[G
 
     The paper's projector has an attention for each level, unless the file shows that it has one for all.
     """
-    for file in (graph_encoder, projector):
-        if file and (path := file.parent / GRAPH_CONFIG).is_file():
-            content = read_json(path)
-            try:
-                content = migrated_model(content | {"lora": {"targets": ()}}, content.get("schema_version", 1))
-                return GRAPH_ENCODERS.parse(content["graph_encoder"]), PROJECTORS.parse(content["projector"])
-            except (KeyError, TypeError, ValueError, ConfigError, SchemaError) as error:
-                raise WeightsError(f"{path} is damaged: {error}") from None
+    encoder = _configured(graph_encoder, "graph_encoder", GRAPH_ENCODERS) or GRAPH_ENCODER
+    configured = _configured(projector, "projector", PROJECTORS)
+    if configured is not None:
+        return encoder, configured
     shared = projector is not None and not any(name.startswith("cross_attention.1.") for name in read_file(projector))
-    return GRAPH_ENCODER, dataclasses.replace(PROJECTOR, share_level_attention=shared)
+    return encoder, dataclasses.replace(PROJECTOR, share_level_attention=shared)
+
+
+def _configured(file: Path | None, part: str, kinds: Kinds[T]) -> T | None:
+    """A part's configuration from GRAPH_CONFIG beside its own file; None if there is none."""
+    path = file and file.parent / GRAPH_CONFIG
+    if path is None or not path.is_file():
+        return None
+    content = read_json(path)
+    try:
+        content = migrated_model(content | {"lora": {"targets": ()}}, content.get("schema_version", 1))
+        return kinds.parse(content[part])
+    except (KeyError, TypeError, ValueError, ConfigError, SchemaError) as error:
+        raise WeightsError(f"{path} is damaged: {error}") from None
 
 
 class Checkpoint:

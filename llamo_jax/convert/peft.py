@@ -7,6 +7,7 @@ from data_pipeline import storage
 from llamo_jax.convert.huggingface import adapter_target, read_json
 from llamo_jax.convert.names import PROJECTIONS, adapted_projections, decoder_shapes, lora_rules
 from llamo_jax.models import DecoderConfig, LoRAConfig
+from llamo_jax.models.lora import decoder_targets
 from llamo_jax.models.torch_names import from_torch, to_torch
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Weights, read_file, write_file
@@ -46,7 +47,7 @@ def read_adapter(folder: Path, config: DecoderConfig) -> tuple[LoRAConfig, dict[
             rank=content["r"],
             alpha=float(content["lora_alpha"]),
             dropout=float(content["lora_dropout"]),
-            targets=tuple(f"language_model/layers/{name}" for name in PROJECTIONS if name in found),
+            targets=decoder_targets([name for name in PROJECTIONS if name in found]),
         )
     except KeyError as error:
         raise WeightsError(f"{folder}/adapter_config.json lacks {error}") from None

@@ -83,9 +83,7 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
                 "decoding": to_dict(config.decoding),
                 "context": config.context,
                 "git_commit": _git_commit(),
-                "versions": {
-                    name: importlib.metadata.version(name) for name in ("jax", "rdkit", "nltk", "rouge_score")
-                },
+                "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
             }
             storage.write_json_lines(folder / "predictions.jsonl", rows)
             if "hallucination" in metrics:

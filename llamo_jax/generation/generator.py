@@ -12,7 +12,7 @@ from data_pipeline.batch import EncodedConversation
 from data_pipeline.conversation import Conversation
 from data_pipeline.prompt import PromptEncoder, without_answers
 from data_pipeline.records import Record, featurized
-from llamo_jax import sharding
+from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.beams import beam_search
 from llamo_jax.generation.cpu import for_decoding
@@ -182,7 +182,10 @@ class Generator:
         """Rows of a batch for `count` prompts of `length` tokens; raises ConfigError if not even one fits."""
         shards = sharding.batch_shards(self._mesh)
         slots = length + self.decoding.max_new_tokens
-        fit = rows_per_shard(self._definition.config, slots, self._mesh.shape["tensor"], *device_bytes())
+        # the least of all processes: they run one program, of one shape
+        fit = distributed.least(
+            rows_per_shard(self._definition.config, slots, self._mesh.shape["tensor"], *device_bytes())
+        )
         if fit < beams:
             raise ConfigError(
                 f"no room for the cache of {beams} answers of {slots} tokens beside the weights; use more devices "

@@ -63,7 +63,7 @@ class DecoderConfig:
     rms_norm_eps: Number = setting("added to the mean square", gt=0)
     qkv_bias: Bool = setting("whether query, key and value have biases (Qwen2)")
     tie_embeddings: Bool = setting("whether the embedding is the output matrix as well")
-    sliding_window: Integer | None = setting("positions that a token may look back; longer rows are refused")
+    sliding_window: Integer | None = setting("positions that a token may look back; longer rows are refused", ge=1)
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -83,6 +83,8 @@ class LLaMo(nnx.Module):
 
         tokenizer, prompt: what the assistant needs besides the model. Raises DataError if the folder exists.
         """
+        if self.config.quantize != "none":
+            raise parameters.WeightsError("a quantised model is not stored: keep what it was made from")
         arrays = parameters.flatten(nnx.state(self))
         write_model(folder, ModelFolder(self.config, arrays, prompt), tokenizer)
 

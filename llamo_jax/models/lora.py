@@ -1,6 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al., 2021) on a finished model: linear maps are chosen by path pattern."""
 
 import functools
+import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -27,10 +29,24 @@ class LoRAConfig:
     dropout: Number = setting("share of the adapter's inputs that training drops", ge=0, lt=1)
     targets: tuple[Text, ...] = setting("regular expressions over the paths of linear maps, matched as a whole")
 
+    def __post_init__(self) -> None:
+        if self.rank and not self.targets:
+            raise ConfigError(f"targets: none is given, but rank={self.rank}")
+        for target in self.targets:
+            try:
+                re.compile(target)
+            except re.error as error:
+                raise ConfigError(f"targets: {target!r} is no regular expression ({error})") from None
+
     @property
     def scale(self) -> float:
         """What the update is multiplied by."""
         return self.alpha / self.rank
+
+
+def decoder_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """The targets for projections of the decoder's layers, such as query, in the one form that is compared."""
+    return (f"language_model/layers/({'|'.join(names)})",) if names else ()
 
 
 class DropoutKey(nnx.Variable):

@@ -6,6 +6,8 @@ A change of ModelConfig's fields raises SCHEMA_VERSION and adds an entry here; t
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llamo_jax.models.lora import decoder_targets
+
 SCHEMA_VERSION = 2
 """Of everything that is stored with a model's configuration: runs and model folders."""
 
@@ -27,8 +29,7 @@ def migrated_model(model: Mapping[str, Any], version: int) -> dict[str, Any]:
 def _kinds_and_patterns(model: dict[str, Any]) -> dict[str, Any]:
     """1 → 2: one kind of encoder and projector was there; adapters named projections of the decoder's layers."""
     lora = dict(model["lora"])
-    names = "|".join(lora["targets"])
-    lora["targets"] = (f"language_model/layers/({names})",) if names else ()
+    lora["targets"] = decoder_targets(lora["targets"])
     return {
         **model,
         "graph_encoder": {"kind": "gin", **model["graph_encoder"]},

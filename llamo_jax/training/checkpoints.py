@@ -21,7 +21,7 @@ from llamo_jax.models import quantization
 from llamo_jax.models.folder import is_model_folder, read_model
 from llamo_jax.parameters import Arrays
 from llamo_jax.training.step import TrainState
-from llamo_jax.training.workdir import Base, CheckpointError, read_base, read_config
+from llamo_jax.training.workdir import Base, CheckpointError, read_base, read_model_config
 from llamo_jax.weights import place
 
 RENAMED_SUMS = {"in_row": "skipped_in_a_row"}
@@ -38,7 +38,7 @@ class Checkpoints:
 
         on_save_failure: "stop" raises CheckpointError when a checkpoint cannot be written, "continue" logs it.
         """
-        self.path = (storage.as_path(folder) / "checkpoints").resolve()
+        self.path = storage.absolute(storage.as_path(folder) / "checkpoints")
         self._run_id = run_id
         if run_id is None and not self.path.exists():
             raise CheckpointError(f"{folder} holds no checkpoint")
@@ -157,6 +157,10 @@ class Checkpoints:
             logging.warning("skipping a damaged checkpoint in %s, %s", self.path, failures[step])
         if failures:
             raise CheckpointError(f"no checkpoint in {self.path} loads ({'; '.join(failures.values())})")
+        if not distributed.all_agree(not self.steps()):
+            raise CheckpointError(
+                f"the processes see different checkpoints in {self.path}: do they share its file system?"
+            )
         return None
 
     def _restored(self, step: int, abstract: TrainState) -> TrainState:
@@ -280,7 +284,7 @@ def load_weights(
         if base.checksum_version != checksum_version:  # checked by the old checksums; now the new ones of the same
             loaded = load_weights(base.folder, abstract, quantize, checksum_version)
         arrays, sums, _ = loaded
-    read_config(folder)
+    read_model_config(folder)
     with Checkpoints(folder) as checkpoints:
         own = checkpoints.restore_weights(quantization.unquantized(abstract), checksum_version)
     arrays |= quantization.quantize_arrays(own.arrays, abstract, quantize)
@@ -298,8 +302,11 @@ def _load_model_folder(
     arrays: Arrays = {}
     sums: dict[str, int] = {}
     for name in weights:
-        placed = place({name: weights[name]}, {name: wanted[name]})
+        # as they are stored: the dtype that is wanted differs between training and answering, and the digest must not
+        dtype = weights[name].dtype if checksum_version > 1 else wanted[name].dtype
+        placed = place({name: weights[name]}, {name: wanted[name].update(dtype=dtype)})
         sums |= checksums.checksums(placed, checksum_version)
+        placed = {name: placed[name].astype(wanted[name].dtype)}
         arrays |= quantization.quantize_arrays(placed, abstract, quantize)
     return Loaded(arrays, sums, 0)
 

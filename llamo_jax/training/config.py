@@ -1,5 +1,6 @@
 """The configuration of a run: what is trained, on what, and how."""
 
+import re
 from typing import Literal
 
 from llamo_jax.config import Bool, ConfigError, Float, Int, MeshConfig, PromptConfig, Text, setting, settings
@@ -53,6 +54,11 @@ class TrainConfig:
     train_token_embedding: Bool = setting("whatever the rules say; the original does in stage 1")
 
     def __post_init__(self) -> None:
+        for pattern, _ in self.trainable:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"trainable: {pattern!r} is no regular expression ({error})") from None
         for name in ("checkpoint_every", "eval_every"):
             # a logged loss is the mean since the last line: a run that continues in between could not repeat it, and
             # a validation loss stands in a logged line

@@ -138,15 +138,13 @@ def _starting_weights(config: Config, workdir: epath.Path, program: Program, hav
     """
     abstract = program.arrays()
     arrays: Arrays = {}
+    base = read_base(workdir) if config.init_from else None
     if config.init_from:
-        base = read_base(workdir)
         if base is None:
             # everything the base run has, so that the digest covers all that this run may need of it
             loaded = checkpoints.load_weights(config.init_from, abstract, config.model.quantize)
-            origin = storage.as_path(config.init_from).resolve()
+            origin = storage.absolute(config.init_from)
             base = Base(origin, loaded.step, loaded.digest(), checksums.VERSION)
-            distributed.wait("weights loaded")  # all processes take the same way
-            write_base(workdir, base)
         else:
             loaded = checkpoints.load_weights_at(base, abstract, config.model.quantize)
         arrays = loaded.arrays
@@ -158,6 +156,9 @@ def _starting_weights(config: Config, workdir: epath.Path, program: Program, hav
             f"{len(random)} frozen parameters would stay random, such as {random[0]}; "
             "set config.init_from to a run that has them, or train them (config.train.trainable)"
         )
+    if base is not None:  # only now: a base that does not do must not stay with the run
+        distributed.wait("weights loaded")  # all processes have looked whether there is one
+        write_base(workdir, base)
     fresh = initial_arrays(config.model, wanted, config.seed) if wanted else {}
     return {name: array for name, array in {**arrays, **fresh}.items() if name not in have}
 

@@ -11,8 +11,8 @@ metrics.jsonl, samples.jsonl, TensorBoard's events
 import json
 import os
 import secrets
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
@@ -23,6 +23,8 @@ from llamo_jax.models import ModelConfig
 from llamo_jax.models.folder import is_model_folder, read_model
 from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.training.config import Config
+
+T = TypeVar("T")
 
 MAY_CHANGE = (
     "name",
@@ -69,6 +71,24 @@ class Base(NamedTuple):
 
 def read_config(folder: epath.PathLike) -> Config:
     """The configuration of the run in `folder`, of any schema version; raises CheckpointError if there is none."""
+    path, content = _stored_config(folder)
+    return _parsed(path, Config, content)
+
+
+def read_model_config(folder: epath.PathLike) -> tuple[ModelConfig, PromptConfig | None]:
+    """The model of a run or of a model folder, and how its prompts are written, if that is known.
+
+    How a run was trained is not looked at: a model answers, whatever is a legal setting today.
+    """
+    if is_model_folder(folder):
+        stored = read_model(folder)
+        return stored.config, stored.prompt
+    path, content = _stored_config(folder)
+    return _parsed(path, ModelConfig, content["model"]), _parsed(path, PromptConfig, content.get("prompt", {}))
+
+
+def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
+    """config.json in today's form."""
     path = storage.as_path(folder) / "config.json"
     if not path.exists():
         raise CheckpointError(
@@ -78,26 +98,34 @@ def read_config(folder: epath.PathLike) -> Config:
         content = json.loads(path.read_text())
         version = content.pop("schema_version", 1)
         content["model"] = migrated_model(content["model"], version)
-        return from_dict(Config, content, f"{path}: config")
+        return path, _with_todays_rules(content) if version < 2 else content
     except SchemaError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error!r}") from None
 
 
-def read_model_config(folder: epath.PathLike) -> tuple[ModelConfig, PromptConfig | None]:
-    """The model of a run or of a model folder, and how its prompts are written, if that is known."""
-    if is_model_folder(folder):
-        stored = read_model(folder)
-        return stored.config, stored.prompt
-    config = read_config(folder)
-    return config.model, config.prompt
+def _with_todays_rules(content: dict[str, Any]) -> dict[str, Any]:
+    """1 → 2: validations stand in logged lines; the task is one of the embedded corpus, and was ignored elsewhere."""
+    train, data = dict(content["train"]), dict(content["data"])
+    every = train["log_every"]
+    train["eval_every"] = -(-train["eval_every"] // every) * every
+    if data["task"] not in ("description", "instruction"):
+        data["task"] = "description"
+    return content | {"train": train, "data": data}
 
 
-def identity(config: Config, data: Mapping[str, float], prompt: str) -> dict[str, Any]:
+def _parsed(path: epath.Path, cls: type[T], values: Mapping[str, Any]) -> T:
+    try:
+        return from_dict(cls, values, f"{path}: config")
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; a kind of your own must be imported before its runs are read") from None
+
+
+def identity(config: Config, data: Sequence[tuple[str, float]], prompt: str) -> dict[str, Any]:
     """Everything that decides a run's result: two starts with equal identities are the same run.
 
-    data: fingerprint → share of every data set; prompt: the fingerprint of tokenizer and prompt style.
+    data: fingerprint and share of every data set, in their order; prompt: the fingerprint of the prompt encoder.
     """
     kept = to_dict(config)
     for path in MAY_CHANGE:
@@ -106,7 +134,7 @@ def identity(config: Config, data: Mapping[str, float], prompt: str) -> dict[str
         for parent in parents:
             section = section[parent]
         del section[name]
-    return {"config": kept, "data": dict(data), "prompt": prompt}
+    return {"config": kept, "data": [list(pair) for pair in data], "prompt": prompt}
 
 
 def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
@@ -116,7 +144,8 @@ def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
     `config.train.steps` is below the newest checkpoint.
     """
     there = _stored_run(folder)
-    if there is not None and not _has_results(folder):
+    unused = there is not None and not _has_results(folder)
+    if unused:
         there = None  # a start that failed before its first line: nothing would be mixed
     elif there is not None:
         _check_same(folder, config, there["identity"], here)
@@ -127,6 +156,9 @@ def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
     distributed.wait("workdir looked at")
     if distributed.is_main():
         run = there or {"run_id": secrets.token_hex(8), "identity": here}
+        if unused:
+            (folder / "base.json").unlink(missing_ok=True)
+            storage.remove(folder / "tokenizer")
         storage.write_json(folder / "run.json", {"schema_version": SCHEMA_VERSION, **run})
         storage.write_json(folder / "config.json", {"schema_version": SCHEMA_VERSION, **to_dict(config)})
     distributed.wait("workdir claimed")
@@ -139,11 +171,11 @@ def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
         return json.loads((folder / "run.json").read_text())
     if not (folder / "config.json").exists():
         return None
-    return {"run_id": None, "identity": {"config": identity(read_config(folder), {}, "")["config"]}}
+    return {"run_id": None, "identity": {"config": identity(read_config(folder), (), "")["config"]}}
 
 
 def _has_results(folder: epath.Path) -> bool:
-    return (folder / "metrics.jsonl").exists() or any((folder / "checkpoints").glob("*"))
+    return bool(storage.read_json_lines(folder / "metrics.jsonl")) or any((folder / "checkpoints").glob("*"))
 
 
 def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -153,9 +185,10 @@ def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], he
     if "prompt" in there and there["prompt"] != here["prompt"]:
         found.append("the tokenizer or how prompts are written")
     base = read_base(folder)
-    origin = storage.as_path(config.init_from).resolve() if config.init_from else None
-    if base is not None and base.folder != origin:
-        found.append(f"config.init_from={config.init_from!r} (there {os.fspath(base.folder)!r})")
+    origin = storage.absolute(config.init_from) if config.init_from else None
+    began = None if base is None else base.folder
+    if began != origin:
+        found.append(f"config.init_from={config.init_from!r} (there {'' if began is None else os.fspath(began)!r})")
     if found:
         raise ConfigError(f"{folder} holds another run; what differs: {'; '.join(found)}. Choose another --workdir")
     steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]

@@ -314,7 +314,7 @@ def test_rows_are_those_that_fit_beside_weights_and_cache(monkeypatch):
         monkeypatch.setattr(loading, "device_bytes", lambda limit=gigabytes: (limit * 1e9, 0))
         assert loading.decoding_mesh(definition, model, 0, 128).shape["tensor"] == tensor, gigabytes
     monkeypatch.setattr(loading, "device_bytes", lambda: (1e9, 0))
-    with pytest.raises(ConfigError, match="cache of 8 answers do not fit 8 devices of 1 GB"):
+    with pytest.raises(ConfigError, match="cache of one answer do not fit 8 devices of 1 GB"):
         loading.decoding_mesh(definition, model, 0, 128)
 
 

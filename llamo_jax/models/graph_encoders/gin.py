@@ -31,8 +31,8 @@ class GINConfig(GraphEncoderConfig):
     """GIN over categorical node and edge features (paper, section 3.1)."""
 
     kind: Literal["gin"] = setting("graph isomorphism network", default="gin")
-    atom_cardinalities: tuple[Integer, ...] = setting("values of each categorical node feature")
-    bond_cardinalities: tuple[Integer, ...] = setting("values of each categorical edge feature")
+    atom_cardinalities: tuple[Integer, ...] = setting("values of each categorical node feature", min_length=1)
+    bond_cardinalities: tuple[Integer, ...] = setting("values of each categorical edge feature", min_length=1)
     width: Integer = setting("F, of node representations", ge=1)
     num_layers: Integer = setting("L - 1", ge=1)
     dropout: Number = setting("after each layer, in training", ge=0, lt=1)

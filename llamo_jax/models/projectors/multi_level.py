@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from data_pipeline.batch import BatchShape, MoleculeGraphs
 from data_pipeline.vocabulary import MOTIF_FEATURES
-from llamo_jax.config import Bool, setting, settings
+from llamo_jax.config import Bool, ConfigError, setting, settings
 from llamo_jax.config import Float as Number
 from llamo_jax.config import Int as Integer
 from llamo_jax.models import layers, torch_names
@@ -53,7 +53,11 @@ class MultiLevelConfig(ProjectorConfig):
         return self.num_motif_queries + levels * self.num_level_queries
 
     def build(self, graph_width: int, levels: int, out_width: int, *, rngs: nnx.Rngs) -> "MultiLevelProjector":
-        """See ProjectorConfig."""
+        """See ProjectorConfig; raises ConfigError if the sizes do not fit each other or the records."""
+        if graph_width % self.num_heads:
+            raise ConfigError(f"config.model.projector.num_heads={self.num_heads} does not divide F={graph_width}")
+        if self.motif_features != MOTIF_FEATURES:
+            raise ConfigError(f"config.model.projector.motif_features: motifs have {MOTIF_FEATURES} features")
         return MultiLevelProjector(self, graph_width, levels, out_width, rngs=rngs)
 
     def flops(
