@@ -1,5 +1,6 @@
 """The tokens that BLEU and METEOR count; papers use SciBERT's or Llama's, and their scores differ."""
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_metric_tokenizer(name: str) -> MetricTokenizer:
         found = next((file for file in files if file.is_file()), None)
         if found is None:
             raise DataError(f"{name} is not a tokenizer folder (no {', '.join(file.name for file in files)})")
-        return _from_file(found, path.resolve().name)
+        return _from_file(found, os.path.basename(os.path.realpath(path)))
     if path.is_file():
         return _from_file(path, path.name)
     if name not in HUB_IDS:

@@ -207,7 +207,7 @@ def read_base(folder: epath.PathLike) -> Base | None:
     content = json.loads(path.read_text())
     found = storage.as_path(content["folder"])
     if not storage.is_remote(found) and not found.is_absolute():
-        found = storage.as_path(os.path.normpath(path.parent.resolve() / found))
+        found = storage.as_path(os.path.normpath(storage.absolute(path.parent) / found))
     return Base(found, content["step"], content["digest"], content.get("checksum_version", 1))
 
 
@@ -217,7 +217,7 @@ def write_base(folder: epath.Path, base: Base) -> None:
         return
     place = os.fspath(base.folder)
     if not storage.is_remote(base.folder) and not storage.is_remote(folder):
-        place = os.path.relpath(base.folder, folder.resolve())
+        place = os.path.relpath(base.folder, storage.absolute(folder))
     content = {"folder": place, "step": base.step, "digest": base.digest, "checksum_version": base.checksum_version}
     storage.write_json(folder / "base.json", content)
 

@@ -184,3 +184,16 @@ def test_lengths_of_what_a_template_refuses(tmp_path):
     assert lengths[0].tolist() == [len(encoded.tokens), 0, first_target]
     assert lengths[1].tolist()[:2] == [0, 0]
     np.testing.assert_array_equal(token_lengths(_Reader(tmp_path, [None] * 2), encoder), lengths)  # kept on disk
+
+
+def test_a_fingerprint_tells_templates_and_ends_apart(embedded):
+    """Tokenizers that write other prompts, or end answers otherwise, are others, whatever their tokens."""
+    tokenizer = load_tokenizer(embedded / "tokenizer")
+    found = {tokenizer.fingerprint()}
+    for change in ({"chat_template": "{{ messages }}"}, {"eos_token": "<pad>"}):
+        other = load_tokenizer(embedded / "tokenizer")._tokenizer
+        for name, value in change.items():
+            setattr(other, name, value)
+        found.add(HuggingFaceTokenizer(other).fingerprint())
+    assert len(found) == 3
+    assert load_tokenizer(embedded / "tokenizer").fingerprint() == tokenizer.fingerprint()

@@ -61,7 +61,7 @@ LEGAL = {
 WRONG = {
     "seed": (-1, 2**32, 1.5, "1", True, None),
     "sample_smiles": ("CCO", (1,), None),
-    "train.trainable": ("ab", (("a",),), (("a", 1),)),
+    "train.trainable": ("ab", (("a",),), (("a", 1),), (("(a", True),)),
     "train.log_every": (0, -1, 20.0),
     "train.checkpoint_every": (0, -20, 30),
     "train.eval_every": (0, 30),
@@ -99,10 +99,11 @@ WRONG = {
     "model.language_model.rope_theta": (0, float("inf")),
     "model.language_model.num_kv_heads": (0, 3),
     "model.language_model.head_width": (7,),
+    "model.language_model.sliding_window": (0, -3),
     "model.lora.rank": (-1,),
     "model.lora.alpha": (0, float("nan")),
     "model.lora.dropout": (1, 1.5),
-    "model.lora.targets": ("query",),
+    "model.lora.targets": ("query", ("*query",)),
     "mesh.data": (0, -2, 1.0),
 }
 

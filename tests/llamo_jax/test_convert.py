@@ -26,10 +26,11 @@ from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert import huggingface
 from llamo_jax.convert.names import below, prefixed
 from llamo_jax.models import LlamaDecoder, LLaMo
+from llamo_jax.models.definition import define_model
 from llamo_jax.models.folder import ModelFolder, read_model, write_model
 from llamo_jax.models.lora import add_adapters
 from llamo_jax.parameters import WeightsError
-from llamo_jax.training import workdir
+from llamo_jax.training import checkpoints, workdir
 from llamo_jax.weights import read_file, read_folder
 from tests import helpers
 
@@ -464,6 +465,25 @@ def test_saved_folders_are_strict(saved, tmp_path):
     save_file({**tensors, name: tensors[name][:, :, :2].copy()}, tmp_path / "copy" / "model.safetensors")
     with pytest.raises(WeightsError, match=rf"{name}: expected shape"):
         LLaMo.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_digest_is_of_what_is_stored(tmp_path, dtype):
+    """Training takes float32 masters of some weights, answering bfloat16 of all: the base is the same."""
+    config = helpers.model_config()
+    _, arrays = helpers.definition_and_arrays(config)
+    weights = {n: x.astype(dtype) if n.startswith("language_model/") else x for n, x in arrays.items()}
+    write_model(tmp_path / "model", ModelFolder(config, weights))
+    mesh = sharding.single_device_mesh()
+    digests = {}
+    for kind in ("none", "int8"):
+        variables = define_model(dataclasses.replace(config, quantize=kind)).variables
+        for frozen in ("float32", "bfloat16"):
+            wanted = parameters.abstract_arrays(variables, frozen, mesh, trained={})
+            digests[kind, frozen] = checkpoints.load_weights(tmp_path / "model", wanted, kind).digest()
+    assert len(set(digests.values())) == 1
+    with pytest.raises(WeightsError, match="a quantised model is not stored"):
+        LLaMo(dataclasses.replace(config, quantize="int8"), rngs=nnx.Rngs(0)).save(tmp_path / "small")
 
 
 def test_writing_is_all_or_nothing(saved, tmp_path):

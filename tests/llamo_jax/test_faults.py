@@ -446,6 +446,49 @@ def test_stage_2_is_continued_from_the_same_weights_only(few, tmp_path):
     assert int(runs.train(moved, tmp_path / "moved" / "stage2").step) == 8
 
 
+def test_a_base_that_did_not_do_is_forgotten(few, tmp_path, monkeypatch):
+    """A first start from weights that lack something leaves nothing behind that a second one, from others, meets."""
+    runs.train(small_run(few), tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "lacking")
+    load = checkpoints.load_weights
+
+    def without_projector(folder, *arguments):
+        found = load(folder, *arguments)
+        kept = {name: x for name, x in found.arrays.items() if not name.startswith("graph_encoder/layers/out/kernel")}
+        return found._replace(arrays=kept)
+
+    config = small_run(few, stage2, init_from=str(tmp_path / "lacking"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "load_weights", without_projector)
+        with pytest.raises(ConfigError, match="would stay random, such as graph_encoder/layers/out/kernel"):
+            runs.train(config, tmp_path / "two")
+    assert not (tmp_path / "two" / "base.json").exists()
+    runs.train(replaced(config, "init_from", str(tmp_path / "one")), tmp_path / "two")
+    assert workdir.read_base(tmp_path / "two").folder == (tmp_path / "one").resolve()
+    # a run that started from nothing does not get a base later
+    with pytest.raises(ConfigError, match=r"config.init_from='.*one' .there ''"):
+        runs.train(replaced(small_run(few), "init_from", str(tmp_path / "one")), tmp_path / "lacking")
+
+
+def test_training_goes_on_without_room_for_samples(few, tmp_path, monkeypatch, caplog):
+    def answer(self, conversations):
+        raise ConfigError("no room for the cache")
+
+    monkeypatch.setattr("llamo_jax.generation.generator.Generator.answer", answer)
+    config = replaced(small_run(few), "sample_smiles", ("CCO",))
+    assert int(runs.train(replaced(config, "train.steps", 2), tmp_path / "run").step) == 2
+    assert "no sample answers: no room for the cache" in caplog.text
+
+
+def test_processes_that_see_different_checkpoints_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.distributed, "all_agree", lambda holds: False)
+    with (
+        checkpoints.Checkpoints(tmp_path, "a run") as saved,
+        pytest.raises(workdir.CheckpointError, match="see different checkpoints"),
+    ):
+        saved.restore(abstract(state_at(2)))
+
+
 def test_a_start_that_failed_before_the_first_step_can_be_corrected(few, tmp_path):
     config = small_run(few)
     wrong = replaced(config, "train.trainable", (("language_model/.*", False), (".*", True)))

@@ -34,6 +34,20 @@ def test_the_configuration_of_a_run(tmp_path, version):
     assert workdir.read_config(tmp_path) == runs.read_config(stage2.get_config())
 
 
+def test_settings_that_were_legal_once(tmp_path):
+    """Validations between logged lines, and a task that was ignored: neither makes a run of version 1 damaged."""
+    content = json.loads((STORED / "1" / "run.json").read_text())
+    content["train"] |= {"log_every": 20, "eval_every": 50}
+    content["data"]["task"] = "iupac_name"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = workdir.read_config(tmp_path)
+    assert (config.train.eval_every, config.data.task) == (60, "description")
+    content["train"]["steps"] = -5
+    (tmp_path / "config.json").write_text(json.dumps(content | {"schema_version": 1}))
+    model, prompt = workdir.read_model_config(tmp_path)  # how it was trained is nothing to those who ask
+    assert (model, prompt) == (config.model, config.prompt)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_model_folder(tmp_path, version):
     model = LLaMo(helpers.model_config(lora_rank=2), rngs=nnx.Rngs(0))
