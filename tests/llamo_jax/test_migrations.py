@@ -76,7 +76,9 @@ def test_a_graph_side_written_for_torch_without_kinds(tmp_path):
     model = json.loads((STORED / "1" / "model.json").read_text())["model"]
     content = {name: model[name] for name in ("graph_encoder", "projector")}
     (tmp_path / official.GRAPH_CONFIG).write_text(json.dumps(content))
-    encoder, projector = official.graph_configs(tmp_path / "graph_encoder.safetensors", None)
+    encoder, projector = official.graph_configs(
+        tmp_path / "graph_encoder.safetensors", tmp_path / "projector.safetensors"
+    )
     assert (encoder, projector) == (helpers.model_config().graph_encoder, helpers.model_config().projector)
 
 
