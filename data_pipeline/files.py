@@ -108,6 +108,7 @@ def _csv_row(header: list[str], line: str, lines: _Pushback) -> Row | BadRow:
         row = _row(header, next(csv.reader(physical())), line)
     except csv.Error:
         row = BadRow("not CSV", line[:200])
+    # one lost quote costs its own row: the lines that it swallowed are given back
     if unended or (isinstance(row, BadRow) and len(used) > 1):
         lines.push(used[1:])
         return BadRow("unbalanced quote", line[:200])
@@ -176,6 +177,7 @@ def _lines(path: Path, *, keep_empty: bool = False) -> Iterator[str | BadRow]:
     with _open(path) as file:
         first = True
         while line := file.readline(MAX_ROW_BYTES):
+            # readline with a limit: a file without any end of line must not fill the memory
             if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
                 beginning = line[:200]
                 while line and not line.endswith(b"\n"):
@@ -183,6 +185,7 @@ def _lines(path: Path, *, keep_empty: bool = False) -> Iterator[str | BadRow]:
                 yield BadRow(f"longer than {MAX_ROW_BYTES:,} bytes", beginning.decode(errors="replace"))
                 continue
             try:
+                # utf-8-sig: spreadsheets write a byte order mark, which would become part of the first column's name
                 text = line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 yield BadRow("not UTF-8", line[:200].decode(errors="replace"))

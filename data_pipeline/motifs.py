@@ -66,7 +66,7 @@ def _merged_rings(atom_rings: tuple[tuple[int, ...], ...]) -> list[frozenset[int
 
 def _groups(graph: MolGraph) -> list[frozenset[int]]:
     marked = _marked_atoms(graph)
-    groups = {atom: {atom} for atom in sorted(marked)}
+    groups = {atom: {atom} for atom in sorted(marked)}  # merged like sets of a union-find, small into large
     bonds = zip(graph.begins, graph.ends, graph.in_ring, strict=True)
     chain = [(begin, end) for begin, end, in_ring in bonds if not in_ring]
     for begin, end in chain:
@@ -75,7 +75,7 @@ def _groups(graph: MolGraph) -> list[frozenset[int]]:
             larger |= smaller
             for atom in smaller:
                 groups[atom] = larger
-    carbon_bonds = []
+    carbon_bonds = []  # a chain bond between two unmarked atoms is a motif of its own
     for begin, end in chain:
         if begin not in marked and end not in marked:
             carbon_bonds.append(frozenset((begin, end)))

@@ -52,6 +52,7 @@ def plain_style(conversation: Conversation, show_smiles: bool, tokenizer: TextTo
     place = _graph_place(conversation)
     for index, (role, content) in enumerate(conversation.messages):
         if role == "assistant":
+            # the space is a target too: byte-level tokenizers join it with the word, and prompts end in "Assistant:"
             yield Text(f" {content.strip()}", is_target=True)
             yield Control(tokenizer.eos_id, is_target=True)
             continue
@@ -86,11 +87,13 @@ def llama2_style(conversation: Conversation, show_smiles: bool, tokenizer: TextT
     place = _graph_place(conversation)
     system = "\n".join(message.content for message in conversation.messages if message.role == "system")
     last = len(conversation.messages) - 1
+    # after_eos: a text behind a control token is tokenized without sentencepiece's space in front, as the original's is
     first_turn, after_eos = True, False
     for index, (role, content) in enumerate(conversation.messages):
         if role == "system":
             continue
         if role == "assistant":
+            # only the last answer is stripped in the original; its token ids are those of the golden prompts
             yield from _stripped(content.strip() if index == last else content, is_target=True, strip=False)
             yield Control(tokenizer.eos_id, is_target=True)
             after_eos = True
@@ -143,6 +146,8 @@ def _chat_pieces(conversation: Conversation, show_smiles: bool, tokenizer: TextT
         contents.append([*pieces, Text(after, is_target=role == "assistant")])
     marks = [f"\ue000{index}\ue001" for index in range(len(contents))]  # private use: no template contains them
     messages = [{"role": m.role, "content": mark} for m, mark in zip(conversation.messages, marks, strict=True)]
+    # The template is rendered around marks instead of the messages, so that it is known where its own text ends and a
+    # message begins: control tokens come from the template alone, whatever a message says.
     rendered = tokenizer.render_chat(messages, add_generation_prompt=conversation.messages[-1].role == "user")
     control = tokenizer.control_tokens()
     pattern = "|".join(["\ue000\\d+\ue001", *map(re.escape, sorted(control, key=len, reverse=True))])

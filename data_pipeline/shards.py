@@ -190,6 +190,7 @@ def _is_held_out(conversation: Conversation, fraction: float) -> bool:
     text = conversation.smiles[0] if conversation.smiles else conversation.messages[-1].content
     with contextlib.suppress(ValueError, RuntimeError):  # not a molecule: a text-only conversation
         text = murcko_scaffold(text) or text
+    # a hash, not a random number: the same scaffold is held out in every chunk, on every machine, in every run
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
@@ -224,6 +225,7 @@ class Worker:
                 on_rows(answer["rows"])
                 if answer["done"]:
                     return
+            # its output ended before it said "done": it died, and the row file tells at which row
             code = process.wait()
             self._process = None
             row = self._row() if self._row() not in skip else _NO_ROW

@@ -62,6 +62,7 @@ class StoredTensor(Lazy):
         self.path, self.name, self.shape, self.dtype = path, name, tuple(shape), dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        # opened anew each time: a mapping of a 14 GB file that stays open counts as this process' memory
         with _opened(self.path) as file:
             tensor = file.get_slice(self.name)[index] if self.shape else file.get_tensor(self.name)
         return finite(self.name, tensor)
@@ -75,6 +76,7 @@ class Transposed(Lazy):
         self.shape, self.dtype = tuple(matrix.shape[::-1]), np.dtype(matrix.dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
+        # rows of the transpose are columns of the matrix: only the part that is asked for is read
         rows, columns = _slices(index, 2)
         return np.asarray(self._matrix[columns, rows]).T
 

@@ -201,6 +201,7 @@ class Merged(Lazy):
 
     def __getitem__(self, index: Any) -> np.ndarray:
         kernel, a, b = (np.asarray(part[...]).astype(np.float32) for part in self._parts)
+        # in float32: a bfloat16 sum would lose updates below half a step of the weight
         return (kernel + self._scale * (a @ b)).astype(self.dtype)[index]
 
 

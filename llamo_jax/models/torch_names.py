@@ -30,6 +30,8 @@ def from_torch(rules: Iterable[Rule], tensors: Weights, shapes: Mapping[str, tup
     Raises WeightsError, naming the tensors, if some are missing, left over, or of another shape.
     """
     rules = list(rules)
+    # What torch should hold follows from our shapes through the table's other direction, so both are checked. A
+    # broadcast zero has a shape and takes no memory.
     blank = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_torch(rules, blank).items()}
     missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
@@ -46,6 +48,7 @@ def from_torch(rules: Iterable[Rule], tensors: Weights, shapes: Mapping[str, tup
                 arrays[path] = array
             else:
                 layers.setdefault(path, []).append(array)
+    # layers in the order of the rules, which tables list from the first to the last
     return arrays | {path: stack(found) for path, found in layers.items()}
 
 
@@ -104,6 +107,7 @@ def tables(theirs: Sequence[str], ours: str, sizes: Sequence[int]) -> Rule:
 def attention(theirs: str) -> list[Rule]:
     """torch.nn.MultiheadAttention: the weights of query, key and value are one array, in this order."""
     parts = ("query", "key", "value")
+    # torch's [3 · F, F] is cut into three [F, F], each of which is [out, in] there and [in, out] here
     weights = Rule(
         (f"{theirs}.in_proj_weight",),
         tuple(f"{part}/kernel" for part in parts),

@@ -98,6 +98,20 @@ def test_collate_places_everything(shards):
     assert all(leaf.dtype in (np.int32, np.bool_, np.float32) for leaf in jax.tree.leaves(batch))
 
 
+def test_padding_touches_no_molecule():
+    """Padding edges connect padding atoms: a message into a molecule would change it."""
+    atoms, motifs = helpers.host_batch(2).molecules
+    for shard in range(2):
+        used = int(np.flatnonzero(atoms.n_node[shard])[-1])  # the last used slot is the padding graph
+        real_atoms, real_edges = atoms.n_node[shard, :used].sum(), atoms.n_edge[shard, :used].sum()
+        assert real_edges < atoms.senders.shape[1]
+        for ends in (atoms.senders[shard], atoms.receivers[shard]):
+            assert ends[:real_edges].max() < real_atoms
+            assert ends[real_edges:].min() >= real_atoms
+        assert atoms.n_node[shard].sum() == atoms.nodes.shape[1]
+        assert motifs.n_node[shard].sum() == motifs.nodes.shape[1]
+
+
 def _assert_graph(atoms, motifs, shard, slot, graph):
     first = atoms.n_node[shard, :slot].sum()
     first_edge, first_motif = atoms.n_edge[shard, :slot].sum(), motifs.n_node[shard, :slot].sum()
@@ -173,6 +187,15 @@ def test_order_depends_on_seed_and_step_alone(loader):
     other = next(loader.training_batches(seed=4))
     assert not np.array_equal(other.tokens, first[0].tokens)
     assert all(np.all(batch.segments[:, 0] == 1) for batch in first)  # no row is padding alone
+
+
+def test_batches_take_row_after_row(dataset, loader):
+    """The batch of step 2 holds rows 8 to 11 of the endless order, and its tokens are theirs."""
+    rows = [dataset.training_row(3, position) for position in range(8, 12)]
+    assert loader.training_rows(3, 2) == [(0, row.tolist()) for row in rows]
+    np.testing.assert_array_equal(
+        next(loader.training_batches(seed=3, first_step=2)).tokens, collate(dataset.load(rows), SHAPE).tokens
+    )
 
 
 def test_every_epoch_has_every_conversation_once_in_other_rows(dataset):
