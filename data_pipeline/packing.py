@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from data_pipeline.batch import RowSize
 
@@ -30,12 +31,12 @@ class Rows(NamedTuple):
         order = np.concatenate([np.zeros(0, np.int64), *(self.row(index) for index in chosen)])
         return Rows(order, np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]))
 
-    def row(self, index: int) -> np.ndarray:
+    def row(self, index: int | np.integer) -> np.ndarray:
         """The conversations of one row."""
         return self.order[self.starts[index] : self.starts[index + 1]]
 
 
-def pack_rows(sizes: np.ndarray, capacity: RowSize, order: np.ndarray) -> Rows:
+def pack_rows(sizes: Int[np.ndarray, "C 5"], capacity: RowSize, order: Int[np.ndarray, " n"]) -> Rows:
     """Packs the conversations of `order` into rows within `capacity`: first-fit decreasing over windows of `order`.
 
     sizes: int[C, 5], the `RowSize` of every conversation, none above the capacity. Each index of `order` appears in
@@ -54,7 +55,7 @@ def pack_rows(sizes: np.ndarray, capacity: RowSize, order: np.ndarray) -> Rows:
     return Rows(np.concatenate([np.zeros(0, np.int64), *packed]), np.concatenate(starts))
 
 
-def _first_fit(sizes: np.ndarray, limit: np.ndarray) -> np.ndarray:
+def _first_fit(sizes: Int[np.ndarray, "C 5"], limit: Int[np.ndarray, "5"]) -> Int[np.ndarray, " C"]:
     """int[C]: for every conversation, in their order, the first row that has room for it."""
     free = np.tile(limit, (len(sizes), 1))
     row_of = np.empty(len(sizes), np.int64)

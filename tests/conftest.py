@@ -15,7 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("llamo_jax.models", "beartype.beartype")
+# shapes and dtypes of every annotated function are checked, in tests alone
+CHECKED = ["llamo_jax.models", "llamo_jax.generation.processing", "llamo_jax.training.loss", "data_pipeline.packing"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 UNIT = {
     "test_batching", "test_checksums", "test_config", "test_docstrings", "test_files", "test_generic_graph",
@@ -24,13 +26,13 @@ UNIT = {
 """Files whose tests take moments: `make check` runs these. All others are marked `slow`."""
 
 SLOWEST = {
-    "test_processes": "",  # all of its tests
-    "test_wheel": "",
-    "test_faults": "test_twenty_kills_at_random_moments_change_nothing",
-    "test_prepare": "test_killed_ten_times_and_run_again",
-    "test_training": "test_runs_repeat_continue_and_chain",
+    "test_processes": ("",),  # all of its tests
+    "test_wheel": ("",),
+    "test_faults": ("test_twenty_kills", "test_sigterm", "test_stage_2_is_continued", "test_a_base_that_did_not_do"),
+    "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
+    "test_training": ("test_runs_repeat_continue_and_chain",),
 }
-"""Tests that take minutes, by file: only `make test-all` and `.ci/run` run these."""
+"""Beginnings of the names of tests that take minutes together, by file: for `make test-all` and `.ci/run`."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

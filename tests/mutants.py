@@ -88,7 +88,7 @@ def _mutants() -> list[Mutant]:
     )
     plant(
         "data_pipeline/shards.py",
-        PREPARE,
+        f"{PREPARE} -k 'scaffolds or every_single_step or accounted'",
         split_by_molecule=("murcko_scaffold(text) or text", "text or text"),
         a_cut_chunk_is_done=("return outcome if done else None", "return outcome"),
     )

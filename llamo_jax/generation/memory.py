@@ -11,7 +11,7 @@ WORKING_SHARE = 0.2
 """Share of a device's memory that stays free for what is computed: activations of prompts, logits, copies."""
 
 
-def device_bytes() -> tuple[float, float]:
+def device_bytes() -> tuple[float, int | float]:
     """Memory of the first device, and what of it is in use; (inf, 0) where a device does not say, as CPUs."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit", math.inf), stats.get("bytes_in_use", 0)
