@@ -88,7 +88,7 @@ def _mutants() -> list[Mutant]:
     )
     plant(
         "data_pipeline/shards.py",
-        f"{PREPARE} -k 'scaffolds or every_single_step or accounted'",
+        f"{PREPARE} -k 'scaffolds or accounted or without_its_records'",
         split_by_molecule=("murcko_scaffold(text) or text", "text or text"),
         a_cut_chunk_is_done=("return outcome if done else None", "return outcome"),
     )

@@ -221,6 +221,18 @@ def test_a_molecule_that_stalls_is_rejected(tmp_path):
     assert len(outcome["sizes"]["train"]) == 2
 
 
+def test_a_chunk_without_its_records_is_not_done(tmp_path):
+    work, job = make_job(tmp_path, [{"smiles": "CCO", "text": "a"}])
+    worker = Worker()
+    worker.run(job, 0)
+    assert len(shards.read_outcome(work, 0)["sizes"]["train"]) == 1
+    shards.shard_path(work, 0, "train").unlink()
+    assert shards.read_outcome(work, 0) is None
+    worker.run(job, 0)
+    worker.close()
+    assert shards.read_outcome(work, 0) is not None
+
+
 def test_a_worker_that_is_killed_does_its_chunk_again(tmp_path):
     work, job = make_job(tmp_path, [{"smiles": "C" * (i + 1), "text": "a"} for i in range(300)])
     worker = Worker()
