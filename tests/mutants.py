@@ -8,6 +8,7 @@ Works on copies of the checkout. Ends with status 1 if a fault survives, or a te
 
 import argparse
 import concurrent.futures
+import os
 import shutil
 import subprocess
 import sys
@@ -325,7 +326,6 @@ def _outcome(mutant: Mutant) -> str:
             return f"{mutant.old!r} stands there {text.count(mutant.old)} times, not once"
         path.write_text(text.replace(mutant.old, mutant.new))
         command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutant.tests}"
-        environment = {"PYTHONPATH": str(copy)}
         try:
             result = subprocess.run(
                 command,
@@ -334,7 +334,7 @@ def _outcome(mutant: Mutant) -> str:
                 capture_output=True,
                 text=True,
                 timeout=HANG_SECONDS,
-                env=_with(environment),
+                env={**os.environ, "PYTHONPATH": str(copy)},
             )
         except subprocess.TimeoutExpired:
             return ""
@@ -343,12 +343,6 @@ def _outcome(mutant: Mutant) -> str:
         return (
             "survived" if result.returncode == 0 else f"pytest ended with {result.returncode}: {result.stdout[-200:]}"
         )
-
-
-def _with(changes: dict[str, str]) -> dict[str, str]:
-    import os
-
-    return {**os.environ, **changes}
 
 
 def main() -> None:
