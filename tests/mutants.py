@@ -3,11 +3,13 @@
     python -m tests.mutants                 # all of them, two at a time: some 20 minutes on two cores
     python -m tests.mutants packing loss    # those whose file or name has one of these words
 
-Works on copies of the checkout. Ends with status 1 if a fault survives, or a text that it changes is not there once.
+Works on copies of the checkout. The tests must pass on an unchanged copy first. Ends with status 1 if they don't, if a
+fault survives, or if a text that it changes is not there once.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import os
 import shutil
 import subprocess
@@ -300,35 +302,50 @@ def _mutants() -> list[Mutant]:
     return found
 
 
-def survivors(mutants: list[Mutant], workers: int) -> list[tuple[Mutant, str]]:
-    """The faults that their tests did not notice, and why."""
-    found = []
+def unfit(selections: list[str], workers: int) -> dict[str, str]:
+    """The selections of tests that fail, and how, on an unchanged copy: what they notice would prove nothing."""
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(_outcome, mutant): mutant for mutant in mutants}
+        runs = tqdm(pool.map(_run, selections), total=len(selections), desc="unchanged", unit=" selections")
+        return {tests: run.reason for tests, run in zip(selections, runs, strict=True) if not run.passed}
+
+
+def survivors(mutants: list[Mutant], workers: int) -> dict[Mutant, str]:
+    """The faults that their tests did not notice, and why."""
+    found = {}
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_run, mutant.tests, mutant): mutant for mutant in mutants}
         for future in tqdm(concurrent.futures.as_completed(futures), total=len(futures), unit=" faults"):
-            if reason := future.result():
-                found.append((futures[future], reason))
-                tqdm.write(f"{futures[future].file}: {futures[future].name}: {reason}")
+            run, mutant = future.result(), futures[future]
+            if not run.noticed:
+                found[mutant] = run.reason or "survived"
+                tqdm.write(f"{mutant.file}: {mutant.name}: {found[mutant]}")
     return found
 
 
-def _outcome(mutant: Mutant) -> str:
-    """Why a fault counts as survived; "" if it was noticed."""
+class Run(NamedTuple):
+    """How a selection of tests ended: passed, noticed (a test failed or hung), or neither, for a reason."""
+
+    passed: bool
+    noticed: bool
+    reason: str
+
+
+def _run(tests: str, mutant: Mutant | None = None) -> Run:
+    """Runs a selection of tests on a copy of the checkout with a planted fault, or without one."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        ignored = shutil.ignore_patterns(
-            ".git", ".venv", "runs", "data", "build", "__pycache__", ".hypothesis", "*.egg-info"
-        )
-        shutil.copytree(ROOT, copy, ignore=ignored)
-        path = copy / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            return f"{mutant.old!r} stands there {text.count(mutant.old)} times, not once"
-        path.write_text(text.replace(mutant.old, mutant.new))
-        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider {mutant.tests}"
+        for name in _files():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        if mutant is not None:
+            path = copy / mutant.file
+            text = path.read_text()
+            if text.count(mutant.old) != 1:
+                return Run(False, False, f"{mutant.old!r} stands there {text.count(mutant.old)} times, not once")
+            path.write_text(text.replace(mutant.old, mutant.new))
         try:
             result = subprocess.run(
-                command,
+                f"{sys.executable} -m pytest -x -q -p no:cacheprovider {tests}",
                 shell=True,
                 cwd=copy,
                 capture_output=True,
@@ -337,12 +354,18 @@ def _outcome(mutant: Mutant) -> str:
                 env={**os.environ, "PYTHONPATH": str(copy)},
             )
         except subprocess.TimeoutExpired:
-            return ""
-        if result.returncode == 1 and "ERROR collecting" not in result.stdout:
-            return ""
-        return (
-            "survived" if result.returncode == 0 else f"pytest ended with {result.returncode}: {result.stdout[-200:]}"
-        )
+            return Run(False, True, f"ran for {HANG_SECONDS} s")
+        noticed = result.returncode == 1 and "ERROR collecting" not in result.stdout
+        reason = f"pytest ended with {result.returncode}: {result.stdout[-300:]}" if result.returncode else ""
+        return Run(result.returncode == 0, noticed, reason)
+
+
+@functools.cache
+def _files() -> list[str]:
+    """What a clone of the checkout would hold, with what is not committed yet."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
 
 
 def main() -> None:
@@ -356,6 +379,10 @@ def main() -> None:
         for mutant in _mutants()
         if not options.words or any(word in mutant.file or word in mutant.name for word in options.words)
     ]
+    if failing := unfit(sorted({mutant.tests for mutant in mutants}), options.workers):
+        for tests, reason in failing.items():
+            print(f"{tests}: {reason}", file=sys.stderr)
+        sys.exit(f"{len(failing)} selections of tests fail without a planted fault: nothing was planted")
     left = survivors(mutants, options.workers)
     print(f"{len(mutants) - len(left)} of {len(mutants)} planted faults were found")
     sys.exit(bool(left))
