@@ -38,13 +38,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts every test into one of the three tiers."""
+    """Puts every test into one of the three tiers. What takes minutes comes first, or it would run alone at the end."""
     for item in items:
         name = item.path.stem
         if name in SLOWEST and item.name.startswith(SLOWEST[name]):
             item.add_marker(pytest.mark.slowest)
         elif name not in UNIT:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slowest") is None)
 
 
 @pytest.fixture(scope="session")

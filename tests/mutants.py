@@ -223,7 +223,7 @@ def _mutants() -> list[Mutant]:
     )
     plant(
         "llamo_jax/training/loop.py",
-        f"{TRAINING} -k 'accumulates or repeat'",
+        f"{TRAINING} -k 'accumulates or repeat or never_random'",
         a_run_reads_again=("step * settings.accumulate, shards)", "step, shards)"),
         frozen_ones_are_drawn=("random = [name for name in wanted if name in program.frozen]", "random = []"),
     )
@@ -240,7 +240,7 @@ def _mutants() -> list[Mutant]:
         f"{FAULTS} -k 'continued'",
         any_data_will_do=('if "data" in there and there["data"] != here["data"]:', "if False:"),
         any_tokenizer_will_do=('if "prompt" in there and there["prompt"] != here["prompt"]:', "if False:"),
-        any_base_will_do=("if base is not None and base.folder != origin:", "if False:"),
+        any_base_will_do=("if began != origin:", "if False:"),
         steps_go_back=("if steps and max(steps) > config.train.steps:", "if False:"),
         the_seed_may_change=("MAY_CHANGE = (\n", 'MAY_CHANGE = (\n    "seed",\n'),
     )
