@@ -3,7 +3,8 @@
     python launch.py --config configs/stage1.py[:preset] [--workdir DIR] [--config.train.steps=N ...]
     python launch.py --config configs/evaluate.py --config.checkpoint=DIR --config.task=TASK --config.data=DIR_OR_FILE
 
-Run the same command again to continue an interrupted run.
+Run the same command again to continue an interrupted run. Exit status: 0 done; 75 (EX_TEMPFAIL) stopped, as SIGTERM
+asks for, with a checkpoint and before the last step; 1 anything else.
 """
 
 import json
@@ -38,13 +39,17 @@ def main(arguments: list[str]) -> None:
 
     try:
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        distributed.check_devices()
         with distributed.watched(_lost):
-            (_evaluate if _CONFIG.value.get("name") == "evaluate" else _train)()
+            done = (_evaluate if _CONFIG.value.get("name") == "evaluate" else _train)()
     except runs.UserError as error:
         _stop(str(error))
+    if not done:
+        sys.exit(os.EX_TEMPFAIL)  # schedulers start again what has failed, and leave alone what has ended
 
 
-def _train() -> None:
+def _train() -> bool:
+    """Whether the run has reached its last step."""
     from data_pipeline import storage
     from llamo_jax import distributed, runs
 
@@ -52,9 +57,11 @@ def _train() -> None:
     state = runs.train(config, storage.as_path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
     if int(state.step) < config.train.steps:
         distributed.log(f"to continue: {_command()}")
+        return False
+    return True
 
 
-def _evaluate() -> None:
+def _evaluate() -> bool:
     from data_pipeline import storage
     from llamo_jax import distributed, runs
     from llamo_jax.evaluation import run
@@ -64,6 +71,7 @@ def _evaluate() -> None:
     workdir = storage.as_path(_WORKDIR.value or f"runs/evaluate-{Path(config.checkpoint).resolve().name}-{config.task}")
     metrics = run.evaluate(config, workdir)
     distributed.log(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, dict | list)}))
+    return True
 
 
 def _command() -> str:
@@ -71,7 +79,9 @@ def _command() -> str:
 
 
 def _lost(message: str) -> NoReturn:
-    _stop(f"{message}; start all processes again to continue: {_command()}")
+    """Ends the process, from a thread, and without waiting for computations that may never end."""
+    print(f"launch.py: {message}; start all processes again to continue: {_command()}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _stop(message: str) -> NoReturn:

@@ -82,6 +82,8 @@ setup(
         "convert": CONVERT,
         "quant": QUANT,
         "demo": ["gradio>=6"],
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "ruff>=0.14", "mypy>=1.18"],

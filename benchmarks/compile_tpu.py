@@ -9,8 +9,11 @@ python -m benchmarks.compile_tpu --preset llama2_7b --stage 2 --rows_per_chip 4 
 Names of topologies: v5e:4x4, v6e:2x2, v5p:4x4x4 and so on; with --slices 2, two of them over a slower network.
 
 hlo_matmul_flops: of the compiled program (benchmarks.hlo), per chip. minimal_flops: what the step needs per chip
-(benchmarks.flops): forward, gradients by activations and by trained weights, and, for --remat full, the layers'
+(llamo_jax.training.flops): forward, gradients by activations and by trained weights, and, for --remat full, the layers'
 forward pass once more. Where attention runs in a kernel, neither counts it; attention_kernel_flops does.
+seconds: at least for the products at the data sheet's speed, and for the communication within a slice, if nothing of it
+is hidden; bound: the larger one. local_shards: which parts of a batch the first process gives to its chips. decoding:
+the mesh that evaluation would take.
 """
 
 import argparse
@@ -33,15 +36,21 @@ from benchmarks import flops, hlo
 from benchmarks.synthetic import add_options, read_options
 from data_pipeline.batch import BatchShape, collate
 from data_pipeline.logs import quiet_libraries
-from llamo_jax import sharding
+from llamo_jax import loading, sharding
 from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.decode import generate
 from llamo_jax.models.attention import choose_kernel
+from llamo_jax.models.definition import define_model
 from llamo_jax.training.config import Config
+from llamo_jax.training.flops import minimal_flops, peak_flops
 from llamo_jax.training.program import abstract_batches, batch_shape, make_program
 
 HBM_BYTES = {"v3": 16 * 2**30, "v4": 32 * 2**30, "v5e": 16 * 2**30, "v5p": 95 * 2**30, "v6e": 32 * 2**30}
 """Memory of a chip (of one of the two cores of a v3), by the beginning of the topology's name (Google Cloud's data)."""
+
+
+ICI_BYTES_PER_SECOND = {"v3": 140e9, "v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
+"""Of all links of a chip within a slice (Google Cloud's data: 1,120, 2,400, 1,600, 4,800 and 3,584 Gbit/s)."""
 
 
 def compile_train_step(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -54,7 +63,7 @@ def compile_train_step(config: Config, mesh: Mesh) -> dict[str, Any]:
         kernel = _kernel(config, shape)
     if "hlo_matmul_flops" not in result:
         return result
-    parts = flops.minimal_flops(config.model, shape, program.state.trained)
+    parts = minimal_flops(config.model, shape, program.state.trained)
     scores = flops.attention_scores(config.model, shape)
     if config.model.remat == "full":
         parts["repeated_forward"] = flops.Flops(parts["decoder_layers"].forward, 0, 0)
@@ -116,12 +125,39 @@ def _compared(result: dict, minimal: float, scores: float, kernel: str, mesh: Me
     chips = mesh.devices.size
     in_kernel = scores if kernel == "splash" else 0.0
     minimal -= in_kernel
+    peak = peak_flops(mesh.devices.flat[0])
+    links = next((rate for kind, rate in ICI_BYTES_PER_SECOND.items() if kind == _family(mesh)), None)
+    seconds = {}
+    if peak is not None and links is not None:
+        seconds["compute"] = round((result["hlo_matmul_flops"] + in_kernel / chips) / peak, 4)
+        seconds["communication"] = round(sum(result["collective_bytes"].values()) / links, 4)
     return {
+        "seconds": seconds,
+        "bound": max(seconds, key=seconds.__getitem__, default=None),
         "attention": kernel,
         "attention_kernel_flops": in_kernel / chips,
         "minimal_flops": minimal / chips,
         "flops_ratio": round(result["hlo_matmul_flops"] / (minimal / chips), 4),
     }
+
+
+def _family(mesh: Mesh) -> str | None:
+    """v5e and so on, of a mesh of TPUs."""
+    kinds = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+    return kinds.get(mesh.devices.flat[0].device_kind)
+
+
+def describe_mesh(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """What a run on these chips would begin with; says why, where a model cannot be decoded there."""
+    memory = HBM_BYTES.get(_family(mesh) or "")
+    decoding: dict[str, int] | str
+    try:
+        definition = define_model(config.model)
+        devices = mesh.devices.ravel().tolist()
+        decoding = dict(loading.decoding_mesh(definition, config.model, 0, 128, devices=devices, limit=memory).shape)
+    except ConfigError as error:
+        decoding = str(error)
+    return {"local_shards": sharding.local_shards(mesh, 0).numbers, "decoding": decoding}
 
 
 def make_topology_mesh(config: Config, name: str, slices: int) -> Mesh:
@@ -184,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "stage": None if options.decode else options.stage,
                 "topology": name,
                 "chips": mesh.devices.size,
-                "rows": config.data.rows,
+                "rows": batch_shape(config, sharding.batch_shards(mesh)).rows,
                 "tokens": config.data.tokens_per_row,
                 "remat": config.model.remat,
             }
@@ -194,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
                 else compile_train_step(config, mesh)
             )
             found["bytes_per_chip"].setdefault("limit", HBM_BYTES.get(name.partition(":")[0]))
-            results.append(about | found)
+            results.append(about | describe_mesh(config, mesh) | found)
     except ConfigError as error:
         sys.exit(f"benchmarks.compile_tpu: {error}")
     if options.figure:

@@ -100,7 +100,7 @@ def feed(folder: Path, epochs: int, kept_in_memory: int) -> dict[str, Any]:
     lengths = dataset.token_counts()
     return {
         "feed_tokens_per_second": round(statistics.median(speeds[2:])),
-        "fill_ratio": round(dataset.fill(), 4),
+        "fill_ratio": round(dataset.fill(0), 4),
         "pad_to_longest_ratio": {f"batch_{size}": round(_pad_to_longest(lengths, size), 4) for size in (4, 64)},
         "static_padding_ratio": round(float(lengths.mean() / TOKENS), 4),
         "rss_growth_mb": round(max(memory[1:]) - memory[1], 1),

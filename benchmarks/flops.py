@@ -1,20 +1,9 @@
-"""How many matrix-multiplication FLOPs a train step needs at least; every module counts its own (models.flops)."""
-
-from collections.abc import Collection
+"""FLOPs that measurements need besides those of a train step (llamo_jax.training.flops): attention, generation."""
 
 from data_pipeline.batch import BatchShape
 from llamo_jax.models import ModelConfig
 from llamo_jax.models.flops import Flops, LinearFlops
-
-
-def minimal_flops(config: ModelConfig, shape: BatchShape, trained: Collection[str]) -> dict[str, Flops]:
-    """By part: decoder_layers, head, graph_side. trained: paths of trained parameters."""
-    decoder, linear = config.language_model, LinearFlops(trained, config.lora, "language_model")
-    return {
-        "decoder_layers": decoder.layer_flops(shape.rows, shape.row.tokens, linear),
-        "head": decoder.head_flops(shape.rows * shape.row.tokens, linear),  # fewer targets need less
-        "graph_side": _graph_side(config, shape, trained),
-    }
+from llamo_jax.training.flops import graph_side_flops
 
 
 def attention_scores(config: ModelConfig, shape: BatchShape) -> Flops:
@@ -30,18 +19,4 @@ def generation_flops(config: ModelConfig, shape: BatchShape, new_tokens: int) ->
     scores = decoder.attention_flops(shape.rows * prompt, cache).forward
     layers = decoder.layer_flops(shape.rows, prompt, linear).forward - attention_scores(config, shape).forward
     head = decoder.head_flops(shape.rows * new_tokens, linear).forward
-    return (layers + scores) / prompt * steps + head + _graph_side(config, shape, ()).forward
-
-
-def _graph_side(config: ModelConfig, shape: BatchShape, trained: Collection[str]) -> Flops:
-    """Counted for every slot of the graph budgets, padding included."""
-    encoder = LinearFlops(trained, config.lora, "graph_encoder")
-    projector = LinearFlops(trained, config.lora, "projector")
-    return config.graph_encoder.flops(shape, encoder) + config.projector.flops(
-        shape,
-        config.graph_encoder.width,
-        config.num_levels,
-        config.language_model.width,
-        projector,
-        to_levels=encoder.any_trained(),
-    )
+    return (layers + scores) / prompt * steps + head + graph_side_flops(config, shape, ()).forward

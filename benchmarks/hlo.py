@@ -23,6 +23,9 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8e4m3fn": 8, "f8e5m2":
          "u16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64, "token": 0}  # fmt: skip
 
 
+_ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
+
+
 class Work(NamedTuple):
     """What one device does in one run of a program.
 
@@ -45,6 +48,7 @@ class _Instruction(NamedTuple):
 def analyse(text: str) -> Work:
     """The work of a program's entry computation; raises ValueError if the text cannot be read."""
     computations, entry = _parse(text)
+    _keep_starts(computations)
     memo: dict[str, Work] = {}
 
     def total(name: str) -> Work:
@@ -74,6 +78,30 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     if entry is None:
         raise ValueError("this is not the text of an HLO module")
     return computations, entry
+
+
+def _keep_starts(computations: dict[str, dict[str, _Instruction]]) -> None:
+    """Leaves of a collective that XLA for TPUs has fused with products its start alone.
+
+    Its steps and its end, in the fusions that follow and in their loops, are written as the whole collective again.
+    Counted each time, a step of Llama-2-7B on v5e:4x4 seemed to move 90 GB a chip; it moves 30.
+    """
+    fused = {
+        name: [each for each in body.values() if each.operation.removesuffix("-start") in _COLLECTIVES]
+        for name, body in computations.items()
+    }
+    starting = {name for name, body in computations.items() if any(_ASYNC_START in each.rest for each in body.values())}
+    started = {_channel(each) for name in starting for each in fused[name]} - {None}
+    for name, found in fused.items():
+        for each in found:
+            if name not in starting and _channel(each) in started:
+                del computations[name][each.name]
+
+
+def _channel(instruction: _Instruction) -> str | None:
+    """What the parts of one collective have in common."""
+    found = re.search(r"channel_id=(\d+)", instruction.rest)
+    return found[1] if found else None
 
 
 def _calls(instruction: _Instruction, computations: dict, total) -> list[tuple[int, str]]:

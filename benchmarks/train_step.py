@@ -5,9 +5,9 @@ python -m benchmarks.train_step --preset llama2_7b --stage 2 --rows 16 --tokens 
 
 Weights are random and batches synthetic (benchmarks.synthetic), unless --data names prepared records.
 
-mfu: needed FLOPs (benchmarks.flops, logits of target positions alone; what rematerialisation repeats does not count) /
-seconds / peak FLOPs. The peak of a GPU or TPU is its data sheet's for dense bfloat16; that of a CPU is measured, by
-products of large matrices.
+mfu: needed FLOPs (llamo_jax.training.flops, logits of target positions alone; what rematerialisation repeats does
+not count) / seconds / peak FLOPs. The peak of a GPU or TPU is its data sheet's for dense bfloat16; that of a CPU is
+measured, by products of large matrices.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.flops import minimal_flops
 from benchmarks.synthetic import add_options, random_batch, read_options
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
@@ -36,18 +35,8 @@ from llamo_jax import sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import initial_arrays
 from llamo_jax.training.config import Config
+from llamo_jax.training.flops import needed_flops, peak_flops
 from llamo_jax.training.program import batch_shape, make_program
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-"""Dense bfloat16 FLOPs per second and chip by the beginning of JAX's device_kind (data sheets of Google and NVIDIA)."""
 
 
 def measure(config: Config, *, steps: int, real_data: bool = False, profile: Path | None = None) -> dict:
@@ -81,10 +70,9 @@ def measure(config: Config, *, steps: int, real_data: bool = False, profile: Pat
                     seconds.append(time.perf_counter() - ready)
                     waits.append(ready - start)
                     targets.append(int(np.count_nonzero(host.target_mask)))
-    parts = minimal_flops(config.model, shape, program.state.trained)
     share = statistics.mean(targets) / (shape.rows * shape.row.tokens)
-    needed = sum(part.total() * (share if name == "head" else 1) for name, part in parts.items())
-    peak, source = peak_flops(config.model.compute_dtype)
+    needed = needed_flops(config.model, shape, program.state.trained, share)
+    peak, source = _peak(config.model.compute_dtype)
     median = statistics.median(seconds)
     return {
         "device": jax.devices()[0].device_kind,
@@ -105,14 +93,14 @@ def measure(config: Config, *, steps: int, real_data: bool = False, profile: Pat
     }
 
 
-def peak_flops(dtype: str) -> tuple[float, str]:
+def _peak(dtype: str) -> tuple[float, str]:
     """FLOPs per second of one device, and where the figure is from: "data sheet" or "measured" (all CPU cores)."""
-    kind = jax.devices()[0].device_kind
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_FLOPS[name], "data sheet"
+    known = peak_flops(jax.devices()[0])
+    if known is not None:
+        return known, "data sheet"
     if jax.default_backend() != "cpu":
-        raise ConfigError(f"no peak FLOPs are known for {kind!r}; add it to PEAK_FLOPS in benchmarks/train_step.py")
+        kind = jax.devices()[0].device_kind
+        raise ConfigError(f"no peak FLOPs are known for {kind!r}; add it to PEAK_FLOPS in llamo_jax/training/flops.py")
     size = 2048
     x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
@@ -41,16 +42,18 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: 
         "rope_scaling": None,
         "rms_norm_eps": 1e-5,
         "qkv_bias": False,
+        "qk_norm": False,
         "tie_embeddings": False,
         "sliding_window": None,
         **changes,
     }
 
 
-def _rows(rows: int, tokens: int, molecules: int, atoms: int, motifs: int) -> dict:
-    """Rows of a batch, and what one row holds; see data_pipeline.batch."""
+def _rows(rows: int | None, tokens: int, molecules: int, atoms: int, motifs: int, per_device: int = 8) -> dict:
+    """Rows of a batch (None: `per_device` on each), and what one row holds; see data_pipeline.batch."""
     return {
-        "rows": rows,
+        "rows": placeholder(int) if rows is None else rows,
+        "rows_per_device": per_device,
         "tokens_per_row": tokens,
         "molecules_per_row": molecules,
         "atoms_per_row": atoms,
@@ -69,7 +72,8 @@ def _pretrained(language_model: dict, prompt_style: str) -> dict:
             compute_dtype="bfloat16",
             remat="full",
         ),
-        "data": _rows(rows=64, tokens=512, molecules=8, atoms=608, motifs=224),
+        # What fits a v5e of 16 GB in either stage, from four chips on: see docs/results.md.
+        "data": _rows(rows=None, per_device=16, tokens=512, molecules=8, atoms=608, motifs=224),
         "prompt_style": prompt_style,
         "from_scratch": False,
         "stage1_steps": 40000,

@@ -143,16 +143,15 @@ class BatchShape(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """The batch shards `first` … `end - 1`: those that this process holds."""
+    """The batch shards that this process holds, in rising order; on a torus they are hardly ever neighbours."""
 
-    first: int
-    end: int
+    numbers: tuple[int, ...]
 
-    def of(self, shape: BatchShape) -> tuple[BatchShape, range]:
-        """The shape of this process' part of a batch, and its rows' positions in the whole."""
+    def of(self, shape: BatchShape) -> tuple[BatchShape, list[int]]:
+        """The shape of this process' part of a batch, and its rows' positions in the whole, which rise, too."""
         per_shard = shape.rows // shape.shards
-        count = self.end - self.first
-        return shape._replace(rows=count * per_shard, shards=count), range(self.first * per_shard, self.end * per_shard)
+        positions = [row for shard in self.numbers for row in range(shard * per_shard, (shard + 1) * per_shard)]
+        return shape._replace(rows=len(positions), shards=len(self.numbers)), positions
 
 
 def collate(rows: Sequence[Sequence[EncodedConversation]], shape: BatchShape) -> Batch:

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+from tqdm import tqdm
 
-from data_pipeline import storage
+from data_pipeline.record_files import groups, join_files
 from data_pipeline.records import FORMAT_VERSION, record_features
 from data_pipeline.shards import read_outcome, shard_path
 from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
@@ -66,17 +67,18 @@ class ConversationsBuilder(FileReaderBuilder, skip_registration=True):  # type: 
         infos = []
         for split, shards in sorted(found.items()):
             template = self._get_filename_template(split)
-            num_bytes = sum(path.stat().length for path, _ in shards)
-            for index, (path, _) in enumerate(shards):
-                # the shard stays in the work folder: if something later fails, it need not be made again
-                storage.link(
-                    path, self.data_path / template.relative_filepath(shard_index=index, num_shards=len(shards))
-                )
+            sizes = [path.stat().length for path, _ in shards]
+            joined = list(groups(sizes))
+            progress = tqdm(joined, desc=f"writing {split}", unit=" files", disable=None, delay=2)
+            for index, group in enumerate(progress):
+                # the chunks' files stay in the work folder: if something later fails, they need not be made again
+                target = self.data_path / template.relative_filepath(shard_index=index, num_shards=len(joined))
+                join_files([shards[place][0] for place in group], target, self.info.file_format.value)
             infos.append(
                 tfds.core.SplitInfo(
                     name=split,
-                    shard_lengths=[length for _, length in shards],
-                    num_bytes=num_bytes,
+                    shard_lengths=[sum(shards[place][1] for place in group) for group in joined],
+                    num_bytes=sum(sizes),
                     filename_template=template,
                 )
             )

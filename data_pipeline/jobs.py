@@ -65,6 +65,9 @@ class Settings:
     tokens_per_row: int = 512  # for which budgets are suggested
 
 
+FINISHED, UNFINISHED = "job.sha256", ".job.sha256"
+"""What says whose job made a folder; the second one, on object stores, while it is at work."""
+
 _HERE = Runner()
 
 Inputs = Mapping[str | None, Sequence[Path]]
@@ -78,15 +81,16 @@ def prepare(inputs: Inputs, folder: epath.PathLike, settings: Settings, runner: 
     """
     files = [(split, path) for split, paths in inputs.items() for path in paths]
     for _, path in files:
-        if not path.is_file():
+        if not storage.as_path(path).is_file():
             raise DataError(f"{path}: no such file")
     sources = [{"split": split, **_fingerprint(path)} for split, path in files]
     names = _unique_names([path for _, path in files])
 
     def rows() -> Iterator[CutRow]:
         for index, (split, path) in enumerate(files):
-            for number, row in enumerate(read_rows(path), start=1):
-                yield CutRow(index, number, split, row)
+            with storage.read_file_locally(path) as local:
+                for number, row in enumerate(read_rows(local), start=1):
+                    yield CutRow(index, number, split, row)
 
     return prepare_rows(rows, names, sources, folder, settings, runner)
 
@@ -128,6 +132,7 @@ def prepare_rows(
             validation_fraction=settings.validation_fraction,
             file_format=settings.file_format,
             time_limit=settings.time_limit,
+            prompt=_prompt(settings),
         )
         chunks = range(cut["chunks"])  # the unit of work: what is done of them is what a killed job has kept
 
@@ -163,7 +168,7 @@ def prepare_records(
         def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
             del download_config
             serialized = {s: [serialize(record, vocabulary) for record in group] for s, group in by_split.items()}
-            shards.write_shard(work, 0, shards.Shard(serialized, sizes, []), settings.file_format)
+            shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}), settings.file_format)
             return work, [0]
 
         manifest = {**identity, "rows": sum(map(len, sizes.values()))}
@@ -184,11 +189,13 @@ def job_folder(folder: epath.Path, identity: Mapping[str, Any]) -> Iterator[epat
     `folder` cannot be written, or another process is at it.
     """
     digest = _digest(identity)
-    partial = folder.with_name(f".{folder.name}{storage.PARTIAL}")
+    # object stores cannot rename a folder: there it is filled in place, and done when job.sha256 says so
+    remote = storage.is_remote(folder)
+    partial = folder if remote else folder.with_name(f".{folder.name}{storage.PARTIAL}")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with storage.locked(partial):
-            previous = partial / "job.sha256"
+            previous = partial / (UNFINISHED if remote else FINISHED)
             if not previous.exists() or previous.read_text() != digest:
                 for content in partial.iterdir():
                     if content.name != storage.LOCK:
@@ -204,16 +211,19 @@ def job_folder(folder: epath.Path, identity: Mapping[str, Any]) -> Iterator[epat
                 if not any(True for pattern in patterns for _ in partial.glob(pattern)):
                     storage.remove(partial)
                 raise
-            storage.finish_folder(partial, folder)
+            if remote:
+                storage.write_text(folder / FINISHED, digest)
+            else:
+                storage.finish_folder(partial, folder)
     except OSError as error:
         raise DataError(f"cannot write to {folder.parent}: {error.strerror or error}") from None
 
 
 def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
     """Whether a job with this identity has made `folder`; raises DataError if it holds something else."""
-    if not folder.exists():
+    stamp = folder / FINISHED
+    if not folder.exists() or (not stamp.exists() and (folder / UNFINISHED).exists()):
         return False
-    stamp = folder / "job.sha256"
     if stamp.exists() and stamp.read_text() == _digest(identity):
         return True
     raise DataError(f"{folder} exists already, with other content; remove it or choose another --output")
@@ -303,12 +313,13 @@ def _finish(
     from data_pipeline.builders import BUILDERS
 
     for content in partial.iterdir():
-        if content.name not in ("work", "job.sha256", storage.LOCK):
+        if content.name not in ("work", FINISHED, UNFINISHED, storage.LOCK):
             storage.remove(content)
     # before anything else, so that rows that nobody could use are reported before TFDS complains of an empty data set
     work, _ = make_shards(None)
     reasons: Counter[str] = Counter()
     parts: dict[str, list[np.ndarray]] = {}
+    tokens: dict[str, list[np.ndarray]] = {}
     content = hashlib.sha256()
     with (partial / "rejected.jsonl").open("w") as file:
         for chunk in chunks:
@@ -316,6 +327,8 @@ def _finish(
             for split, rows in sorted(outcome["sizes"].items()):
                 content.update(storage.digest(shards.shard_path(work, chunk, split)).encode())
                 parts.setdefault(split, []).append(np.array(rows, np.int32))
+                if split in outcome.get("lengths", {}):
+                    tokens.setdefault(split, []).append(np.array(outcome["lengths"][split], np.int32))
             for row in outcome["rejected"]:
                 row = shards.Rejected(*row)
                 reasons[row.reason] += 1
@@ -333,8 +346,9 @@ def _finish(
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a "downloading" line; nothing is downloaded
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
     storage.remove(partial / "records" / "downloads")  # TFDS makes it, though nothing is downloaded
-    with (partial / "sizes.npz").open("wb") as file:
-        np.savez(file, allow_pickle=False, **sizes)
+    table = io.BytesIO()  # a zip file, which goes back and forth; object stores cannot
+    np.savez(table, allow_pickle=False, **sizes)
+    (partial / "sizes.npz").write_bytes(table.getvalue())
     manifest |= {
         "task": settings.task,
         "file_format": settings.file_format,
@@ -345,6 +359,9 @@ def _finish(
         "fingerprint": content.hexdigest(),
     }
     storage.write_text(partial / "manifest.json", json.dumps(manifest))
+    for split, lengths_of in tokens.items():
+        if tokenizer is not None and len(lengths_of) == len(parts[split]):  # the workers have measured them all
+            lengths.keep(partial, split, _encoder(tokenizer, settings), np.concatenate(lengths_of))
     manifest |= _lengths(partial, settings, sizes, tokenizer)
     storage.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     storage.remove(work)
@@ -374,6 +391,13 @@ def _lengths(
         "lengths": lengths.summary(sizes, measured),
         "suggested": lengths.suggest_budgets(sizes, measured, settings.tokens_per_row),
     }
+
+
+def _prompt(settings: Settings) -> tuple[str, int, str, bool] | None:
+    """For workers, which can measure lengths where the tokenizer is there already and not trained on the records."""
+    if settings.tokenizer is None:
+        return None
+    return settings.tokenizer, settings.num_graph_tokens, settings.prompt_style, settings.show_smiles
 
 
 def _encoder(tokenizer: TextTokenizer, settings: Settings) -> PromptEncoder:

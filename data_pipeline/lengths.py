@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from data_pipeline import storage
@@ -28,7 +29,7 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     A record without targets has its first target beyond every length; one that cannot become a prompt has no tokens.
     Kept on disk beside the records, where that is possible, by the fingerprint of tokenizer and prompt style.
     """
-    path = reader.folder / "lengths" / f"{reader.split}-{encoder.fingerprint()}.npy"
+    path = _path(reader.folder, reader.split, encoder)
     if path.exists():
         with path.open("rb") as file:
             return np.load(file)
@@ -36,19 +37,26 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
         for start in range(0, len(reader), _CHUNK):
             stop = min(start + _CHUNK, len(reader))
-            for index, conversation in enumerate(_encoded(reader.fetch(range(start, stop)), encoder), start):
-                if conversation is None:
-                    lengths[index] = (0, 0, _UNLIMITED)
-                    continue
-                shown = np.flatnonzero(conversation.molecule >= 0)
-                target = np.flatnonzero(conversation.is_target[1:])
-                lengths[index] = (
-                    len(conversation.tokens),
-                    shown[-1] + 1 if len(shown) else 0,
-                    target[0] + 1 if len(target) else _UNLIMITED,
-                )
+            lengths[start:stop] = measured(reader.fetch(range(start, stop)), encoder)
             progress.update(stop - start)
-    _keep(path, lengths)
+    keep(reader.folder, reader.split, encoder, lengths)
+    return lengths
+
+
+def measured(records: list[Record], encoder: PromptEncoder) -> np.ndarray:
+    """int32[C, 3] of these records; see token_lengths."""
+    lengths = np.empty((len(records), 3), np.int32)
+    for index, conversation in enumerate(_encoded(records, encoder)):
+        if conversation is None:
+            lengths[index] = (0, 0, _UNLIMITED)
+            continue
+        shown = np.flatnonzero(conversation.molecule >= 0)
+        target = np.flatnonzero(conversation.is_target[1:])
+        lengths[index] = (
+            len(conversation.tokens),
+            shown[-1] + 1 if len(shown) else 0,
+            target[0] + 1 if len(target) else _UNLIMITED,
+        )
     return lengths
 
 
@@ -60,7 +68,13 @@ def _encoded(records: list[Record], encoder: PromptEncoder) -> list[EncodedConve
         return [None] if len(records) == 1 else [_encoded([record], encoder)[0] for record in records]
 
 
-def _keep(path: Any, lengths: np.ndarray) -> None:
+def _path(folder: epath.Path, split: str, encoder: PromptEncoder) -> epath.Path:
+    return folder / "lengths" / f"{split}-{encoder.fingerprint()}.npy"
+
+
+def keep(folder: epath.Path, split: str, encoder: PromptEncoder, lengths: np.ndarray) -> None:
+    """Leaves the lengths where `token_lengths` looks for them, unless the data set is read-only."""
+    path = _path(folder, split, encoder)
     try:
         path.parent.mkdir(exist_ok=True)
         with storage.writing(path) as partial, partial.open("wb") as file:

@@ -1,10 +1,11 @@
 """From prepared records to batches: which rows a step holds is known from lengths alone, and read by index."""
 
-import bisect
+import itertools
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import jax
@@ -68,45 +69,87 @@ class PackedDataset:
             raise DataError(f"no conversation fits a row of {row}; skipped: {dict(self.skipped)}")
         self._kept = np.flatnonzero(keep)
         self._lock = threading.Lock()
-        self._first_rows: dict[int, list[int]] = {}  # by seed: where each epoch begins in the endless order of rows
-        self._epochs: dict[tuple[int, int], Rows] = {}  # by (seed, epoch): the last few plans
+        self._evaluation: Rows | None = None
+        self._rows_per_epoch: dict[int, int] = {}  # by seed, as the plan of the first epoch, until it is asked for
+        self._first: dict[int, Rows] = {}
+        self._epochs: dict[tuple[int, int], Future[Rows]] = {}  # by (seed, epoch): the last few plans
 
     def __len__(self) -> int:
         """The number of conversations that fit a row."""
         return len(self._kept)
 
-    def fill(self) -> float:
-        """The fraction of the rows' token slots that hold a token, in the first epoch."""
-        return float(self.token_counts().sum() / (len(self.epoch_rows(0, 0)) * self.row.tokens))
+    def fill(self, seed: int | None = None) -> float:
+        """The fraction of the rows' token slots that hold a token, in the first epoch; None: in evaluation."""
+        rows = self.evaluation_rows() if seed is None else self.epoch_rows(seed, 0)
+        return float(self.token_counts().sum() / (len(rows) * self.row.tokens))
 
     def token_counts(self) -> np.ndarray:
-        """int64[conversations]: the token slots that each takes."""
+        """int32[conversations]: the token slots that each takes."""
         return self._sizes[self._kept, 0]
+
+    def rows_per_epoch(self, seed: int) -> int:
+        """Rows of every epoch: what the first one needs, and one in a thousand for those that need some more."""
+        if seed not in self._rows_per_epoch:
+            rng = np.random.default_rng((seed, 0))
+            rows = self._packed(rng)
+            count = len(rows) + len(rows) // 1000
+            self._first[seed] = rows.split(count).shuffled(rng)
+            self._rows_per_epoch[seed] = count
+        return self._rows_per_epoch[seed]
 
     def epoch_rows(self, seed: int, epoch: int) -> Rows:
         """All conversations once, packed and ordered by (seed, epoch)."""
-        if (seed, epoch) not in self._epochs:
-            # a generator for each (seed, epoch): any epoch can be planned without those before it
-            rng = np.random.default_rng((seed, epoch))
-            rows = pack_rows(self._sizes, self.row, rng.permutation(self._kept)).shuffled(rng)
-            self._epochs = {**dict(list(self._epochs.items())[-2:]), (seed, epoch): rows}
-        return self._epochs[seed, epoch]
+        return self._begin(seed, epoch).result()
 
     def training_row(self, seed: int, position: int) -> np.ndarray:
         """The conversations of the row at a position of the endless training order.
 
-        Epochs differ by a row or two in length, so the first call plans those before the position; it reads nothing.
+        Plans two epochs at most, the first and that of the position, and reads nothing.
         """
         with self._lock:
-            first_rows = self._first_rows.setdefault(seed, [0])
-            while first_rows[-1] <= position:
-                first_rows.append(first_rows[-1] + len(self.epoch_rows(seed, len(first_rows) - 1)))
-            epoch = bisect.bisect_right(first_rows, position) - 1  # the last epoch that begins at or before it
-            return self.epoch_rows(seed, epoch).row(position - first_rows[epoch])
+            count = self.rows_per_epoch(seed)
+        epoch, index = divmod(position, count)
+        row = self.epoch_rows(seed, epoch).row(index)
+        if 2 * index > count:
+            self._begin(seed, epoch + 1)  # ready when this one ends
+        return row
+
+    def _begin(self, seed: int, epoch: int) -> Future[Rows]:
+        """The plan of an epoch, made in a thread unless it is there."""
+        with self._lock:
+            if (seed, epoch) not in self._epochs:
+                found: Future[Rows] = Future()
+                self._epochs = {**dict(list(self._epochs.items())[-2:]), (seed, epoch): found}
+                threading.Thread(target=self._plan, args=(seed, epoch, found), daemon=True).start()
+            return self._epochs[seed, epoch]
+
+    def _plan(self, seed: int, epoch: int, found: "Future[Rows]") -> None:
+        try:
+            count = self.rows_per_epoch(seed)
+            first = self._first.pop(seed, None)  # of no use any more, if it is not this one
+            if epoch == 0 and first is not None:
+                found.set_result(first)
+                return
+            for attempt in itertools.count():
+                # a generator for each (seed, epoch): any epoch can be planned without those before it
+                rng = np.random.default_rng((seed, epoch, attempt) if attempt else (seed, epoch))
+                rows = self._packed(rng)
+                if len(rows) <= count:
+                    break
+            # all epochs are equally long, or a position would not tell its epoch
+            found.set_result(rows.split(count).shuffled(rng))
+        except BaseException as error:
+            found.set_exception(error)
+
+    def _packed(self, rng: np.random.Generator) -> Rows:
+        return pack_rows(self._sizes, self.row, rng.permutation(self._kept))
 
     def evaluation_rows(self) -> Rows:
         """Every conversation exactly once, in the order of the records as far as packing allows."""
-        return pack_rows(self._sizes, self.row, self._kept)
+        with self._lock:
+            if self._evaluation is None:
+                self._evaluation = pack_rows(self._sizes, self.row, self._kept)
+            return self._evaluation
 
     def load(self, rows: Sequence[np.ndarray]) -> list[list[EncodedConversation]]:
         """The conversations of rows of indices, truncated to what a row holds."""
@@ -115,10 +158,10 @@ class PackedDataset:
 
 
 def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Counter]:
-    """int64[C, 5] `RowSize`s after truncation, which of the conversations fit, and why the others do not."""
-    tokens, graph_end, first_target = source.lengths.astype(np.int64).T
+    """int32[C, 5] `RowSize`s after truncation, which of the conversations fit, and why the others do not."""
+    tokens, graph_end, first_target = source.lengths.T
     length = np.minimum(tokens, row.tokens + 1)  # the last token is only a target
-    sizes = np.concatenate([(length - 1)[:, None], source.sizes.astype(np.int64)], axis=1)
+    sizes = np.concatenate([(length - 1)[:, None], source.sizes], axis=1, dtype=np.int32)
     reasons = {
         "refused by the prompt style": tokens == 0,
         "graph tokens beyond the row's end": graph_end > length,
@@ -150,7 +193,7 @@ class BatchLoader:
 
     def training_batches(self, seed: int, first_step: int = 0, shards: Shards | None = None) -> "BatchStream":
         """Endless full batches from `first_step` on: each data set's rows in another order every epoch."""
-        local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
+        local, positions = self._part(shards)
 
         def build(step: int) -> Batch:
             places = self._places(seed, step, positions)
@@ -163,20 +206,29 @@ class BatchLoader:
 
         return BatchStream(build, first_step, np.iinfo(np.int64).max, collate([], local))
 
+    def _part(self, shards: Shards | None) -> tuple[BatchShape, list[int]]:
+        """The shape of what these shards hold of a batch, and their rows' positions in it; None: all shards."""
+        return (shards or Shards(tuple(range(self.shape.shards)))).of(self.shape)
+
     def training_rows(self, seed: int, step: int) -> list[tuple[int, list[int]]]:
         """What the batch of a step holds: for each row the number of its data set, and conversations of that split."""
         return [(source, row.tolist()) for source, row in self._places(seed, step, range(self.shape.rows))]
 
-    def _places(self, seed: int, step: int, positions: range) -> list[tuple[int, np.ndarray]]:
+    def _places(self, seed: int, step: int, positions: Sequence[int]) -> list[tuple[int, np.ndarray]]:
         places = [source_at(self._weights, seed, step * self.shape.rows + position) for position in positions]
         return [(source, self._datasets[source].training_row(seed, place)) for source, place in places]
 
-    def evaluation_batches(self, shards: Shards | None = None) -> "BatchStream":
-        """Every conversation of every data set exactly once, in a fixed order; the end is padded with empty rows."""
-        local, positions = (shards or Shards(0, self.shape.shards)).of(self.shape)
+    def evaluation_batches(self, shards: Shards | None = None, most: int = 0) -> "BatchStream":
+        """Every conversation of every data set exactly once, in a fixed order; the end is padded with empty rows.
+
+        most: not more than so many of these batches, the same every time, spread evenly; 0: all.
+        """
+        local, positions = self._part(shards)
         plans = [(dataset, dataset.evaluation_rows()) for dataset in self._datasets]
         # every data set by itself: a batch never mixes two, so that each one's loss could be told apart
         steps = [(d, rows, start) for d, rows in plans for start in range(0, len(rows), self.shape.rows)]
+        if 0 < most < len(steps):
+            steps = [steps[index * len(steps) // most] for index in range(most)]
 
         def build(step: int) -> Batch:
             dataset, rows, start = steps[step]

@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.batch import EncodedConversation, GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError, PromptError
-from data_pipeline.tokenizer import HuggingFaceTokenizer, TextTokenizer
+from data_pipeline.tokenizer import ChatTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer
 
 PROMPT_VERSION = 1
 """Raise when the same conversation gets other tokens; measured token lengths are keyed by it."""
@@ -121,16 +121,22 @@ def llama2_style(conversation: Conversation, show_smiles: bool, tokenizer: TextT
 
 
 def chat_template_style(conversation: Conversation, show_smiles: bool, tokenizer: TextTokenizer) -> Iterator[Piece]:
-    """The tokenizer's own chat template (Llama-3, Qwen2, …); messages are stripped, and stay plain text.
+    """The tokenizer's own chat template (Llama-3, Qwen2, Mistral, …); messages are stripped, and stay plain text.
 
     Targets are the assistant's words and the control token after them.
     """
-    return _joined(_chat_pieces(conversation, show_smiles, tokenizer))
-
-
-def _chat_pieces(conversation: Conversation, show_smiles: bool, tokenizer: TextTokenizer) -> Iterator[Piece]:
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
+    if not isinstance(tokenizer, HuggingFaceTokenizer | SentencePieceTokenizer):
         raise DataError("prompt style 'chat_template' needs a tokenizer with a chat template")
+    # sentencepiece puts a space in front of a text where the prompt begins, and behind control tokens at most
+    behind: Piece | None = None
+    for piece in _joined(_chat_pieces(conversation, show_smiles, tokenizer)):
+        if isinstance(piece, Text) and behind is not None:
+            piece = piece._replace(bare=not (isinstance(behind, Control) and tokenizer.space_after_control))
+        behind = piece
+        yield piece
+
+
+def _chat_pieces(conversation: Conversation, show_smiles: bool, tokenizer: ChatTokenizer) -> Iterator[Piece]:
     place = _graph_place(conversation)
     contents: list[list[Piece]] = []
     for index, (role, content) in enumerate(conversation.messages):
@@ -245,7 +251,10 @@ class PromptEncoder:
             self._show_smiles,
             self.num_graph_tokens,
         )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        if self._style_name == "chat_template" and isinstance(self.tokenizer, SentencePieceTokenizer):
+            # not in its own
+            return _digest((*parts, self.tokenizer.chat_template, self.tokenizer.space_after_control))
+        return _digest(parts)
 
     def _layout(self, conversation: Conversation) -> Iterator[Piece]:
         return self._style(conversation, self._show_smiles, self.tokenizer)
@@ -280,6 +289,10 @@ class PromptEncoder:
             molecule[start : start + count] = index
             query[start : start + count] = np.arange(count)
         return EncodedConversation(np.array(tokens, np.int32), np.array(target, bool), molecule, query, graphs)
+
+
+def _digest(parts: tuple) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def without_answers(conversation: EncodedConversation) -> EncodedConversation:

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError
 from data_pipeline.molecule import FEATURE_VERSION, featurize
+from data_pipeline.record_files import RecordFiles
 from data_pipeline.vocabulary import MOLECULES, MOTIF_FEATURES, GraphVocabulary
 
 FORMAT_VERSION = "2.0.0"
@@ -88,18 +88,18 @@ class RecordReader:
         self.vocabulary = GraphVocabulary(*map(tuple, manifest["vocabulary"]))
         with (self.folder / "sizes.npz").open("rb") as file, np.load(file) as sizes:
             self.sizes: np.ndarray = sizes[split]
-        builder = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"]))
-        self._features = builder.info.features
-        self._bytes = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        self._lock = threading.Lock()
+        info = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"])).info
+        self._features = info.features
+        shards = info.splits[split]
+        # not TFDS's own data source: it keeps every file open that it has read from
+        self._files = RecordFiles(list(map(storage.as_path, shards.filepaths)), shards.shard_lengths)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def fetch(self, indices: Iterable[int]) -> list[Record]:
         """The records at these positions."""
-        with self._lock:
-            serialized = self._bytes.__getitems__([int(index) for index in indices])
+        serialized = self._files.fetch(list(indices))
         return [_from_example(self._features.deserialize_example_np(each)) for each in serialized]
 
 

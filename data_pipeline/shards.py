@@ -7,6 +7,7 @@ complete or not at all, and depends on the chunk alone: any number of workers, o
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import mmap
@@ -29,9 +30,12 @@ from data_pipeline.conversation import Conversation
 from data_pipeline.corpus import murcko_scaffold
 from data_pipeline.errors import RowError, WorkerError
 from data_pipeline.files import BadRow
+from data_pipeline.lengths import measured
 from data_pipeline.molecule import InvalidMoleculeError
-from data_pipeline.records import featurized, record_features, record_size, serialize
+from data_pipeline.prompt import PromptEncoder
+from data_pipeline.records import Record, featurized, record_features, record_size, serialize
 from data_pipeline.tasks import TASKS, Columns
+from data_pipeline.tokenizer import load_tokenizer
 
 MAX_DETAIL = 10_000
 """Characters of a rejected row that are kept."""
@@ -59,6 +63,8 @@ class ShardJob:
     validation_fraction: float
     file_format: str
     time_limit: float  # CPU seconds a row
+    prompt: tuple[str, int, str, bool] | None = None
+    """(tokenizer's folder, graph tokens, style, show_smiles), for which token lengths are measured; None: not here."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -72,6 +78,7 @@ class ShardJob:
         values["columns"] = Columns(smiles, text, tuple(targets))
         values["found"] = tuple(map(tuple, values["found"]))
         values["names"] = tuple(values["names"])
+        values["prompt"] = values["prompt"] and tuple(values["prompt"])
         return cls(**values)
 
 
@@ -123,17 +130,19 @@ def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
 
 
 class Shard(NamedTuple):
-    """The records of a chunk, by split: serialised, and their sizes; and what was rejected."""
+    """The records of a chunk, by split: serialised, their sizes and token lengths (or {}); and what was rejected."""
 
     serialized: dict[str, list[bytes]]
     sizes: dict[str, list[tuple[int, int, int, int]]]
     rejected: list[Rejected]
+    lengths: dict[str, list[list[int]]]
 
 
 def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None]) -> Shard:
     """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
     work = epath.Path(job.work)
-    serialized, sizes, rejected = shard = Shard({}, {}, [])
+    serialized, sizes, rejected, lengths = shard = Shard({}, {}, [], {})
+    records: dict[str, list[Record]] = {}
     readers = [TASKS[job.task](found, job.columns) for found in job.found]
     for index, line in enumerate(rows_path(work, chunk).read_text().splitlines()):
         on_row(index)
@@ -161,14 +170,23 @@ def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable
             split = cut.split or ("validation" if _is_held_out(conversation, job.validation_fraction) else "train")
             serialized.setdefault(split, []).append(serialize(record))
             sizes.setdefault(split, []).append(record_size(record))
+            records.setdefault(split, []).append(record)
+    if job.prompt is not None:
+        encoder = _encoder(*job.prompt)
+        lengths.update({split: measured(group, encoder).tolist() for split, group in records.items()})
     return shard
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: str, graph_tokens: int, style: str, show_smiles: bool) -> PromptEncoder:
+    return PromptEncoder(load_tokenizer(tokenizer), graph_tokens, style=style, show_smiles=show_smiles)
 
 
 def write_shard(work: epath.Path, chunk: int, shard: Shard, file_format: str) -> None:
     """Writes a chunk's records, then the sign that it is done."""
     for split, examples in shard.serialized.items():
         write_record_file(shard_path(work, chunk, split), examples, file_format)
-    outcome = {"sizes": shard.sizes, "rejected": shard.rejected}
+    outcome = {"sizes": shard.sizes, "rejected": shard.rejected, "lengths": shard.lengths}
     storage.write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
 
 
@@ -180,7 +198,7 @@ def write_record_file(path: epath.Path, examples: list[bytes], file_format: str)
     with storage.writing(path) as partial, tempfile.TemporaryDirectory() as folder:
         local = epath.Path(folder) / "records"  # ArrayRecord writes to local disks only
         adapter.write_examples(local, enumerate(examples))
-        local.copy(partial)
+        storage.copy(local, partial)
 
 
 def _is_held_out(conversation: Conversation, fraction: float) -> bool:

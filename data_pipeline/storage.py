@@ -8,7 +8,9 @@ A local file is written beside its place, synchronised to the disk, and renamed.
 when it is complete, so it is written in place, and of a folder the file that makes it one is written last.
 """
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -240,6 +242,12 @@ def remove(path: epath.PathLike) -> None:
         path.unlink(missing_ok=True)
 
 
+def copy(source: epath.PathLike, target: epath.PathLike) -> None:
+    """A file's content, from and to anywhere."""
+    with as_path(source).open("rb") as reader, as_path(target).open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
 def link(source: epath.PathLike, target: epath.PathLike) -> None:
     """Another name for a finished file; a copy where the file system has no links."""
     source, target = as_path(source), as_path(target)
@@ -249,7 +257,7 @@ def link(source: epath.PathLike, target: epath.PathLike) -> None:
         os.link(os.fspath(source), os.fspath(target))
     except OSError:
         with writing(target) as partial:
-            source.copy(partial)
+            copy(source, partial)
 
 
 @contextlib.contextmanager
@@ -263,6 +271,37 @@ def read_locally(folder: epath.PathLike) -> Iterator[Path]:
             if not file.is_dir():
                 (Path(copy) / file.name).write_bytes(file.read_bytes())
         yield Path(copy)
+
+
+@contextlib.contextmanager
+def read_file_locally(path: epath.PathLike) -> Iterator[Path]:
+    """The same for one file."""
+    if not is_remote(path):
+        yield Path(os.fspath(path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / as_path(path).name
+        copy(path, local)
+        yield local
+
+
+def local_copy(path: epath.PathLike) -> Path:
+    """A file on the local disk with this one's content: itself, or a copy that stays while the process runs."""
+    if not is_remote(path):
+        return Path(os.fspath(path))
+    local = _copies() / os.fspath(path).partition("://")[2].replace("/", "--")
+    if not local.exists():
+        partial = local.with_name(f"{local.name}{PARTIAL}")
+        copy(path, partial)
+        partial.rename(local)
+    return local
+
+
+@functools.cache
+def _copies() -> Path:
+    folder = tempfile.mkdtemp(prefix="llamo_jax-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Tokenizers: any Hugging Face folder, used without ever turning text into control tokens; and training a small one."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,8 +66,30 @@ def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
             raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
 
 
+class ChatTokenizer(TextTokenizer, Protocol):
+    """A tokenizer that may bring a chat template.
+
+    space_after_control: whether sentencepiece's space stands behind every
+    control token (Hugging Face's `legacy`).
+    """
+
+    space_after_control: bool
+
+    @property
+    def chat_template(self) -> str | None:
+        """None if it brings none."""
+
+    def control_tokens(self) -> dict[str, int]:
+        """The texts of its control tokens and their ids."""
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """The conversation in the chat template; raises DataError if there is none, PromptError if it refuses."""
+
+
 class HuggingFaceTokenizer:
-    """A `tokenizers`-based tokenizer; see TextTokenizer."""
+    """A `tokenizers`-based tokenizer; see ChatTokenizer."""
+
+    space_after_control = False
 
     def __init__(self, hugging_face: Any):
         self._tokenizer = hugging_face
@@ -75,6 +98,11 @@ class HuggingFaceTokenizer:
             raise ValueError(f"the tokenizer {hugging_face.name_or_path!r} has no end-of-sequence token")
         self.eos_id: int = hugging_face.eos_token_id
         self.bos_id: int | None = hugging_face.bos_token_id
+
+    @property
+    def chat_template(self) -> str | None:
+        """See ChatTokenizer."""
+        return self._tokenizer.chat_template
 
     def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
         """See TextTokenizer; byte-level tokenizers know no spaces in front."""
@@ -99,23 +127,35 @@ class HuggingFaceTokenizer:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def control_tokens(self) -> dict[str, int]:
-        """The texts of its control tokens and their ids."""
+        """See ChatTokenizer."""
         return {token.content: index for index, token in self._tokenizer.added_tokens_decoder.items() if token.special}
 
     def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """The conversation in the tokenizer's own chat template; raises DataError if it has none or refuses."""
-        if not self._tokenizer.chat_template:
-            raise DataError("the tokenizer has no chat template; use prompt style 'plain'")
-        try:
-            return self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # whatever the template raises, such as "roles must alternate"
-            raise PromptError(f"refused by the chat template: {str(error).splitlines()[0]}") from None
+        """See ChatTokenizer."""
+        special = self._tokenizer.special_tokens_map
+        return _rendered(self.chat_template, messages, add_generation_prompt, special)
+
+
+def _rendered(
+    template: str | None, messages: Sequence[dict[str, str]], add_generation_prompt: bool, special: Mapping[str, Any]
+) -> str:
+    if not template:
+        raise DataError("the tokenizer has no chat template; use prompt style 'plain'")
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        rendered: Any = render_jinja_template(
+            [list(messages)], chat_template=template, add_generation_prompt=add_generation_prompt, **special
+        )
+    except Exception as error:  # whatever the template raises, such as "roles must alternate"
+        raise PromptError(f"refused by the chat template: {str(error).splitlines()[0]}") from None
+    return rendered[0][0]  # of the first conversation; the second of the two is about generated parts
 
 
 class SentencePieceTokenizer:
-    """A bare sentencepiece model, as Llama-2's; see TextTokenizer."""
+    """A sentencepiece model, as Llama-2's, with the tokens and the chat template beside it; see ChatTokenizer."""
+
+    FILES = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja")
 
     def __init__(self, folder: Path):
         import sentencepiece
@@ -126,11 +166,27 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise DataError(f"{folder}/tokenizer.model is not a sentencepiece model ({error})") from None
         self._content = content
-        configuration = folder / "tokenizer_config.json"
-        self._configuration = configuration.read_bytes() if configuration.is_file() else None
-        self.size: int = self._processor.vocab_size()
-        self.bos_id: int | None = self._processor.bos_id()
-        self.eos_id: int = self._processor.eos_id()
+        self._beside = {name: (folder / name).read_bytes() for name in self.FILES if (folder / name).is_file()}
+        configuration = self._json(folder, "tokenizer_config.json")
+        # ids behind the model's own: special ones (True) frame, others are text that has a token of its own
+        self._added: dict[int, tuple[str, bool]] = {
+            index: (text, True) for text, index in self._json(folder, "added_tokens.json").items()
+        }
+        for index, token in configuration.get("added_tokens_decoder", {}).items():
+            self._added[int(index)] = (token["content"], bool(token.get("special")))
+        count = self._processor.vocab_size()
+        self.size: int = max([count, *(index + 1 for index in self._added)])
+        self._control = {self._processor.id_to_piece(i): i for i in range(count) if self._processor.is_control(i)}
+        self._control |= {text: index for index, (text, special) in self._added.items() if special}
+        self._special = {name: _content(configuration.get(name)) for name in ("bos_token", "eos_token")}
+        self.bos_id: int | None = self._control.get(self._special["bos_token"] or "", self._processor.bos_id())
+        self.eos_id: int = self._control.get(self._special["eos_token"] or "", self._processor.eos_id())
+        template = configuration.get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        beside = self._beside.get("chat_template.jinja")
+        self.chat_template: str | None = template if beside is None else beside.decode()
+        self.space_after_control = bool(configuration.get("legacy", False))
 
     def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
         """See TextTokenizer; a text gets sentencepiece's space in front unless it is bare."""
@@ -140,19 +196,53 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See TextTokenizer."""
-        text = self._processor.decode([i for i in ids if not self._processor.is_control(i)])
+        control = set(self._control.values())
+        text, run = "", list[int]()
+        for index in [*(i for i in ids if i not in control), None]:
+            if index is not None and index < self._processor.vocab_size():
+                run.append(index)
+                continue
+            text += self._processor.decode(run)
+            text += self._added.get(index, ("", False))[0] if index is not None else ""
+            run = []
         return text.removeprefix(" ")
 
     def save(self, folder: str | os.PathLike) -> None:
-        """See TextTokenizer; the model and its configuration as they were."""
+        """See TextTokenizer; the model and what stood beside it as they were."""
         with storage.write_locally(folder) as local:
-            (local / "tokenizer.model").write_bytes(self._content)
-            if self._configuration is not None:
-                (local / "tokenizer_config.json").write_bytes(self._configuration)
+            for name, content in {"tokenizer.model": self._content, **self._beside}.items():
+                (local / name).write_bytes(content)
 
     def fingerprint(self) -> str:
         """See TextTokenizer."""
-        return hashlib.sha256(self._content).hexdigest()
+        own = b""
+        if self.eos_id != self._processor.eos_id() or self.size > self._processor.vocab_size():
+            own = repr((self.eos_id, sorted(self._added.items()))).encode()
+        return hashlib.sha256(self._content + own).hexdigest()
+
+    def control_tokens(self) -> dict[str, int]:
+        """See ChatTokenizer."""
+        return dict(self._control)
+
+    def render_chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """See ChatTokenizer."""
+        special = {name: token for name, token in self._special.items() if token is not None}
+        return _rendered(self.chat_template, messages, add_generation_prompt, special)
+
+    def _json(self, folder: Path, name: str) -> dict[str, Any]:
+        """A file beside the model, {} if there is none; raises DataError if it is damaged."""
+        try:
+            content = json.loads(self._beside.get(name, b"{}"))
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise DataError(f"{folder / name} is not a JSON object")
+        return content
+
+
+def _content(token: Any) -> str | None:
+    """A token's text, however a configuration writes it."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:

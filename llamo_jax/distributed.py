@@ -2,11 +2,11 @@
 
 import contextlib
 import itertools
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jax._src.distributed import global_state  # the key-value store has no public name
 from jax.experimental import multihost_utils
 
+from llamo_jax import clusters
 from llamo_jax.config import ConfigError
 
 _HEARTBEATS = "llamo_jax/heartbeats"
@@ -29,29 +30,60 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     """Connects this process to the others, where the arguments or the environment say that there are others.
 
     coordinator: host:port of the process with number 0; processes: how many there are; process: this one's number.
-    Without arguments: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, Slurm, and TPU pods are looked
-    for. Call it before anything else of JAX. Raises ConfigError if the three do not come together, or nobody answers.
+    Without arguments: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then every cluster that JAX
+    knows: Cloud TPU, GKE, Slurm, Open MPI, Kubernetes. processes=1 keeps this one alone, wherever it runs. Call it
+    before anything else of JAX. Raises ConfigError if the three do not come together, or nobody answers.
     """
-    environment = os.environ
-    coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is not None:
-        if processes is None:
-            processes = _number("JAX_NUM_PROCESSES")
-        if process is None:
-            process = _number("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX")
-    given = (coordinator, processes, process)
-    if any(value is None for value in given) and any(value is not None for value in given):
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if processes is None:
+        processes = clusters.number("JAX_NUM_PROCESSES")
+    if coordinator is not None and process is None:
+        process = clusters.process_of_job(processes)
+    if coordinator is None and process is None and processes in (1, None):
+        found = clusters.find() if processes is None else None
+        if found is None:
+            return
+        coordinator, processes, process = found
+    if coordinator is None or processes is None or process is None:
         raise ConfigError(
             "several processes need all of --coordinator_address, --num_processes and --process_id "
             "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
         )
-    if coordinator is None and not _in_cluster():
-        return
     try:
-        # twice ours: JAX itself aborts the process, with a page of text, if it is the first to notice
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=2 * SILENCE_SECONDS)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            local_device_ids=clusters.local_gpus(),
+            # JAX would look at the cluster again, and under Slurm leave one GPU to each process
+            cluster_detection_method="deactivate",
+            # twice ours: JAX itself aborts the process, with a page of text, if it is the first to notice
+            heartbeat_timeout_seconds=2 * SILENCE_SECONDS,
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the processes do not find each other: {str(error).strip().splitlines()[0]}") from None
+
+
+def check_devices() -> None:
+    """Raises ConfigError if JAX counts processes that are not connected, or has no accelerator where one is expected.
+
+    An accelerator is expected where its JAX plugin is installed, or device files or a launcher's variables name one,
+    unless JAX_PLATFORMS asks for CPUs.
+    """
+    if jax.process_count() > 1 and global_state.client is None:
+        raise ConfigError(
+            f"JAX sees {jax.process_count()} processes, but they are not connected; start the same command on all "
+            "machines with --coordinator_address, --num_processes and --process_id"
+        )
+    asked = (jax.config.values["jax_platforms"] or "").split(",")
+    if jax.default_backend() != "cpu" or asked[0] == "cpu":
+        return
+    signs = clusters.accelerator_signs()
+    if signs:
+        raise ConfigError(
+            f"no accelerator was found, though one is expected here ({', '.join(signs)}); "
+            "install the extra that fits it ([tpu] or [cuda]), or run on CPUs with JAX_PLATFORMS=cpu"
+        )
 
 
 def is_main() -> bool:
@@ -95,15 +127,40 @@ def common(numbers: Sequence[int]) -> list[int]:
     return [number for number in numbers if number in everywhere]
 
 
+class _Pace:
+    """Where this process is, for the others and for the watch: its step, and how often it has moved on."""
+
+    step = 0
+    moves = 0
+    limit = math.inf  # seconds without a move
+
+
+_pace = _Pace()
+
+
+@contextlib.contextmanager
+def paced(limit: float) -> Iterator[None]:
+    """While it is entered, `moved` must be called at least every `limit` seconds, or `watched` stops the process."""
+    _pace.limit = limit
+    _pace.moves += 1
+    try:
+        yield
+    finally:
+        _pace.limit = math.inf
+
+
+def moved(step: int) -> None:
+    """Notes that something was done, at this step."""
+    _pace.step = step
+    _pace.moves += 1
+
+
 @contextlib.contextmanager
 def watched(stop: Callable[[str], NoReturn]) -> Iterator[None]:
-    """Calls `stop` with a message, from another thread, when a process is lost: it must end this process at once.
+    """Calls `stop` with a message, from another thread, when a process is lost, or none of them moves (see `paced`).
 
-    The computations of the remaining ones would wait for it forever.
+    It must end this process at once: computations of the remaining ones would wait for the lost one forever.
     """
-    if jax.process_count() == 1:
-        yield
-        return
     done = threading.Event()
     watch = threading.Thread(target=_watch, args=(done, stop), daemon=True)
     watch.start()
@@ -111,21 +168,25 @@ def watched(stop: Callable[[str], NoReturn]) -> Iterator[None]:
         yield
         wait("done")  # nobody leaves while others still listen for heartbeats
     except jax.errors.JaxRuntimeError:
-        watch.join(2 * SILENCE_SECONDS)  # was it because of a lost process? then this does not return
+        if jax.process_count() > 1:
+            watch.join(2 * SILENCE_SECONDS)  # was it because of a lost process? then this does not return
         raise
     finally:
         done.set()
 
 
 def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
-    """Sends heartbeats through JAX's coordinator, and listens for those of the others."""
+    """Sends heartbeats with this process' step through JAX's coordinator, and listens for those of the others."""
     client: Any = global_state.client
     mine, count = jax.process_index(), jax.process_count()
+    beats: dict[int, str] = {}
     heard = {process: ("", time.monotonic()) for process in range(count) if process != mine}
+    moves, moved_at = _pace.moves, time.monotonic()
     for number in itertools.count():
         try:
-            client.key_value_set(f"{_HEARTBEATS}/{mine}", str(number), allow_overwrite=True)
-            beats = {int(name.rpartition("/")[2]): beat for name, beat in client.key_value_dir_get(_HEARTBEATS)}
+            if client is not None:
+                client.key_value_set(f"{_HEARTBEATS}/{mine}", f"{number} {_pace.step}", allow_overwrite=True)
+                beats = {int(name.rpartition("/")[2]): beat for name, beat in client.key_value_dir_get(_HEARTBEATS)}
         except Exception as error:  # the coordinator lives in process 0; its client raises several types
             if not done.is_set():
                 stop(f"process {mine} of {count} stops: process 0 is gone ({str(error).splitlines()[0][:120]})")
@@ -139,29 +200,19 @@ def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
                 stop(
                     f"process {mine} of {count} stops: process {process} has sent no heartbeat for {now - since:.0f} s"
                 )
-        if done.wait(SILENCE_SECONDS / 10):
+        if moves != _pace.moves:
+            moves, moved_at = _pace.moves, now
+        elif now - moved_at > _pace.limit and not done.is_set():
+            steps = {process: int(beat.split()[1]) for process, beat in beats.items()} | {mine: _pace.step}
+            stop(f"process {mine} of {count} stops: nothing was done for {now - moved_at:.0f} s; {_behind(steps)}")
+        if done.wait(min(SILENCE_SECONDS / 10, _pace.limit / 4)):
             return
 
 
-def _number(*names: str) -> int | None:
-    """The first of these variables that is set; raises ConfigError if it is no number."""
-    for name in names:
-        value = os.environ.get(name)
-        if value is not None:
-            try:
-                return int(value)
-            except ValueError:
-                raise ConfigError(f"{name}={value!r} is not a number") from None
-    return None
-
-
-def _in_cluster() -> bool:
-    """Whether JAX will find other processes by itself: several tasks of Slurm, or a TPU of more than one host."""
-    environment = os.environ
-    if "SLURM_PROCID" in environment:
-        return int(environment.get("SLURM_NTASKS", "1")) > 1
-    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES") or ""
-    if "," in hosts or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
-        return True
-    # a TPU VM of Google Cloud: JAX asks its metadata server
-    return "TPU_SKIP_MDS_QUERY" not in environment and any(Path("/dev").glob("accel[0-9]*"))
+def _behind(steps: Mapping[int, int]) -> str:
+    """Which processes are at the lowest step."""
+    least, most = min(steps.values()), max(steps.values())
+    if least == most:
+        return f"all processes are at step {least}" if len(steps) > 1 else f"it is at step {least}"
+    slow = ", ".join(str(process) for process, step in sorted(steps.items()) if step == least)
+    return f"process {slow} is behind, at step {least}, while others are at {most}"

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -48,22 +49,31 @@ def load_generator(
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
 
 
-def decoding_mesh(definition: ModelDefinition, model: ModelConfig, tensor: int, max_new_tokens: int) -> Mesh:
-    """All devices: rows are divided over "data", and weights over `tensor` devices.
+def decoding_mesh(
+    definition: ModelDefinition,
+    model: ModelConfig,
+    tensor: int,
+    max_new_tokens: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    limit: float | None = None,
+) -> Mesh:
+    """All devices, or those given: rows are divided over "data", and weights over `tensor` devices.
 
     tensor 0: as few as can hold the weights and the cache of FEWEST_ROWS answers, or as hold the most. Not over "fsdp":
-    every weight would be gathered again for every token. Raises ConfigError if not even one answer fits.
+    every weight would be gathered again for every token. limit: bytes of a device, by default what it says itself.
+    Raises ConfigError if not even one answer fits.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if tensor:
         return sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
-    limit, _ = device_bytes()
+    limit = device_bytes()[0] if limit is None else limit
     best: tuple[float, Mesh] | None = None
     for tensor in [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]:
-        mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
         try:
+            mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices)
             abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
-        except ConfigError:  # heads do not divide
+        except ConfigError:  # heads, or slices of TPUs, do not divide
             continue
         shards = [(spec.sharding.shard_shape(spec.shape), spec.dtype) for spec in abstract.values()]
         weights = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)

@@ -1,6 +1,7 @@
 """Runs from a configuration: wires data, model and training together. What `launch.py` calls."""
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import loop
 from llamo_jax.training import workdir as workdirs
 from llamo_jax.training.config import Config
+from llamo_jax.training.metrics import check_sinks
 from llamo_jax.training.program import batch_shape, make_program
 from llamo_jax.training.step import TrainState
 
@@ -61,11 +63,14 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
+    config = _with_rows(config, mesh, storage.as_path(workdir))
+    distributed.log(sharding.describe(mesh, config.data.rows))
     # before anything takes time: what starts from what, rules and patterns that match nothing, molecules that are none
     if config.init_from:
         _check_base(config)
     for smiles in config.sample_smiles:
         parse_smiles(smiles)
+    check_sinks(config.train.sinks)
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
     encoder, data, fingerprints = read_data(config, mesh)
@@ -79,6 +84,15 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
                 encoder.tokenizer.save(os.fspath(partial))
         distributed.wait("tokenizer saved")
         return loop.train(config, folder, run_id, program, data, mesh, _sampler(config, encoder, mesh))
+
+
+def _with_rows(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
+    """The rows of a batch as a number: what was asked for, else what the run began with, else rows_per_device."""
+    rows = config.data.rows
+    if rows is None and (workdir / "config.json").exists():
+        rows = workdirs.read_config(workdir).data.rows  # another number of devices must not change the result
+    rows = rows or config.data.rows_per_device * sharding.batch_shards(mesh)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, list[tuple[str, float]]]:
@@ -169,9 +183,8 @@ def _loader(
             )
         dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row)
         skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
-        distributed.log(
-            f"{split}: {folder}: {len(dataset):,} conversations, {dataset.fill():.0%} of token slots filled{skipped}"
-        )
+        fill = dataset.fill(config.seed if split == "train" else None)
+        distributed.log(f"{split}: {folder}: {len(dataset):,} conversations, {fill:.0%} of token slots filled{skipped}")
         datasets.append(dataset)
         weights.append(weight)
     return BatchLoader(datasets, weights, shape) if datasets else None
@@ -215,7 +228,10 @@ def _without_dropout(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept between runs, unless the environment says where (or not at all)."""
+    """Compiled programs are kept between runs, all of them, unless the environment says where (or not at all)."""
+    # by default only those that took a second: a second start would compile hundreds of small ones again
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "llamo_jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -1,6 +1,7 @@
 """The mesh, and where everything lives on it: one table maps logical axis names to mesh axes."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ RULES = (
     ("kv_heads", "tensor"),
     ("vocab", "tensor"),
     ("layers", None),
+    ("head_width", None),
     ("graph", None),  # the graph side is small: replicated
 )
 
@@ -42,12 +44,21 @@ def device_grid(config: MeshConfig, devices: Sequence[jax.Device]) -> np.ndarray
     """
     sizes = mesh_sizes(config, len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    # between slices, traffic goes over the data centre's network, which is far slower than that within one
-    if slices == 1 or devices[0].platform != "tpu":
-        return mesh_utils.create_device_mesh(sizes, devices)
-    if sizes[0] % slices:
+    if slices > 1 and devices[0].platform == "tpu" and sizes[0] % slices:
         raise ConfigError(f"config.mesh.data={sizes[0]} does not divide over the {slices} slices of TPUs")
-    return mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
+
+    def layout(**settings: bool) -> np.ndarray:
+        # between slices, traffic goes over the data centre's network, which is far slower than that within one
+        if slices == 1 or devices[0].platform != "tpu":
+            return mesh_utils.create_device_mesh(sizes, devices, **settings)
+        within = (sizes[0] // slices, *sizes[1:])
+        return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, **settings)
+
+    try:
+        return layout()
+    except NotImplementedError:
+        # 9 of the 15 factorisations of v5e:4x4 need an axis of the torus to be cut in two
+        return layout(allow_split_physical_axes=True)
 
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, int, int]:
@@ -68,19 +79,32 @@ def single_device_mesh() -> Mesh:
     return make_mesh(MeshConfig(data=1, fsdp=1, tensor=1), jax.devices()[:1])
 
 
+def describe(mesh: Mesh, rows: int | None = None) -> str:
+    """One line about who takes part; rows: of a batch."""
+    kinds = Counter(device.device_kind for device in mesh.devices.flat)
+    devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    processes = len({device.process_index for device in mesh.devices.flat})
+    axes = " ".join(f"{axis}={mesh.shape[axis]}" for axis in AXES)
+    share = None if rows is None else rows / batch_shards(mesh)
+    each = "" if share is None else f"; {share:g} row{'s' * (share != 1)} per device"
+    return f"{processes} process{'es' * (processes > 1)}, {devices}; mesh {axes}{each}"
+
+
 def batch_shards(mesh: Mesh) -> int:
     """S: over how many parts the rows of a batch are divided."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def local_shards(mesh: Mesh) -> Shards:
-    """The batch shards whose rows this process gives to its devices; raises ConfigError if they are not neighbours."""
-    count = batch_shards(mesh)
-    places = NamedSharding(mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((count,))
-    mine = sorted({index for place in places.values() if place for index in range(count)[place[0]]})
-    if mine != list(range(mine[0], mine[-1] + 1)):
-        raise ConfigError(f"config.mesh gives this process the batch shards {mine}, which are not neighbours")
-    return Shards(mine[0], mine[-1] + 1)
+def local_shards(mesh: Mesh, process: int | None = None) -> Shards:
+    """The batch shards whose rows a process, by default this one, gives to its devices.
+
+    Any of them: TPU meshes follow the torus, and on v5e:4x4 the first process has the shards 0, 1, 6 and 15. Where
+    "tensor" goes over several processes, these hold the same rows.
+    """
+    process = jax.process_index() if process is None else process
+    by_shard = mesh.devices.reshape(batch_shards(mesh), -1)
+    held = [any(device.process_index == process for device in devices) for devices in by_shard]
+    return Shards(tuple(np.flatnonzero(held).tolist()))
 
 
 def current_mesh() -> AbstractMesh | None:
@@ -154,9 +178,24 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh, *, leading: int = 0) -> Any:
-    """Host arrays as global arrays, divided over the batch axes along axis `leading` (each process gives its part)."""
+    """Host arrays as global arrays, divided over the batch axes along axis `leading`.
+
+    Each process gives its part: the rows of its `local_shards`, one shard after the other.
+    """
     place = batch_sharding(mesh, leading=leading)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), batch)
+    count, mine = batch_shards(mesh), local_shards(mesh).numbers
+
+    def put(x: np.ndarray) -> jax.Array:
+        size = x.shape[leading] // len(mine)  # of a shard
+        shape = (*x.shape[:leading], size * count, *x.shape[leading + 1 :])
+
+        def part(index: Any) -> np.ndarray:
+            first = mine.index((index[leading].start or 0) // size) * size
+            return x[(slice(None),) * leading + (slice(first, first + size),)]
+
+        return jax.make_array_from_callback(shape, place, part)
+
+    return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
 
 def put_global(batch: Any, mesh: Mesh) -> Any:

@@ -42,6 +42,7 @@ def model_config(
         "rope_scaling": None,
         "rms_norm_eps": 1e-5,
         "qkv_bias": False,
+        "qk_norm": False,
         "tie_embeddings": False,
         "sliding_window": None,
     }
@@ -77,6 +78,24 @@ def conversation(smiles: tuple[str, ...], length: int, seed: int, num_graph_toke
     tokens = np.where(molecule < 0, rng.integers(3, 90, total), 0).astype(np.int32)
     is_target = (np.arange(total) >= total - length // 3) & (molecule < 0)
     return EncodedConversation(tokens, is_target, molecule, query, tuple(map(graph_arrays, smiles)))
+
+
+class EncodedSource:
+    """Conversations that are encoded already, as data_pipeline.loader.Source."""
+
+    def __init__(self, conversations: list[EncodedConversation]):
+        self._conversations = conversations
+        self.sizes = np.array([conversation.size()[1:] for conversation in conversations])
+        self.lengths = np.array(
+            [
+                (len(c.tokens), np.flatnonzero(c.molecule >= 0)[-1] + 1, np.flatnonzero(c.is_target[1:])[0] + 1)
+                for c in conversations
+            ]
+        )
+
+    def load(self, indices: np.ndarray) -> list[EncodedConversation]:
+        """See Source."""
+        return [self._conversations[index] for index in indices]
 
 
 def rows() -> list[list[EncodedConversation]]:

@@ -34,6 +34,10 @@ DECODING = "tests/llamo_jax/test_decoding.py"
 EVALUATION = "tests/llamo_jax/test_evaluation.py"
 CONFIG = "tests/llamo_jax/test_config.py"
 CHECKSUMS = "tests/llamo_jax/test_checksums.py"
+RECORD_FILES = "tests/data_pipeline/test_record_files.py -k 'any_records or joined'"
+TOPOLOGIES = "tests/llamo_jax/test_topologies.py -k 'layout or together'"
+CLUSTERS = "tests/llamo_jax/test_clusters.py"
+OBSERVABILITY = "tests/llamo_jax/test_observability.py -k 'progress or utilisation'"
 
 
 class Mutant(NamedTuple):
@@ -55,9 +59,11 @@ def _mutants() -> list[Mutant]:
     plant(
         "data_pipeline/packing.py",
         BATCHING,
-        a_full_row_takes_nothing=("free[first_open:used] >= size", "free[first_open:used] > size"),
-        rows_are_overfilled=("        free[row] -= size\n", "        free[row] -= size // 2\n"),
-        short_ones_first=("np.argsort(-sizes[window, 0]", "np.argsort(sizes[window, 0]"),
+        a_full_row_takes_nothing=("(free[0, :, first:end] >= size[0]", "(free[0, :, first:end] > size[0]"),
+        rows_are_overfilled=("        free[:, every, row] -= size\n", "        free[:, every, row] -= size // 2\n"),
+        short_ones_first=("np.argsort(-sizes[windows, 0]", "np.argsort(sizes[windows, 0]"),
+        tokens_alone_count=("(free[1:, every, row] < size[1:])", "(free[1:, every, row] < 0)"),
+        cut_rows_are_empty=("starts[cut] + sizes[cut] // 2", "starts[cut] + sizes[cut]"),
         mixture_repeats_a_block=("block * _block_counts(weights)[source] +", "0 *"),
     )
     plant(
@@ -74,8 +80,9 @@ def _mutants() -> list[Mutant]:
     plant(
         "data_pipeline/loader.py",
         BATCHING,
-        every_epoch_alike=("np.random.default_rng((seed, epoch))", "np.random.default_rng((seed, 0))"),
-        seed_is_ignored=("np.random.default_rng((seed, epoch))", "np.random.default_rng((0, epoch))"),
+        every_epoch_alike=("if attempt else (seed, epoch))", "if attempt else (seed, 0))"),
+        seed_is_ignored=("rng = np.random.default_rng((seed, 0))", "rng = np.random.default_rng((0, 0))"),
+        epochs_differ_in_length=("rows.split(count).shuffled(rng))", "rows.shuffled(rng))"),
         the_last_target_is_cut=("np.minimum(tokens, row.tokens + 1)", "np.minimum(tokens, row.tokens)"),
         no_target_is_kept=("first_target >= length", "first_target > length"),
         another_process_rows=("step * self.shape.rows + position)", "step * self.shape.rows)"),
@@ -120,6 +127,38 @@ def _mutants() -> list[Mutant]:
             "filelock.FileLock(os.fspath(folder / LOCK) + str(os.getpid()), timeout=0)",
         ),
         addresses_are_folders=('return "://" in os.fspath(path)', "return False"),
+    )
+    plant(
+        "data_pipeline/record_files.py",
+        RECORD_FILES,
+        a_files_end_is_its_last=('side="right")', 'side="left")'),
+        files_stay_open=("if len(self._open) >= MOST_OPEN:", "if False:"),
+    )
+    plant(
+        "llamo_jax/sharding.py",
+        TOPOLOGIES,
+        a_process_has_what_others_have=("any(device.process_index == process", "all(device.process_index == process"),
+        axes_stay_whole=("return layout(allow_split_physical_axes=True)", "return layout()"),
+    )
+    plant(
+        "llamo_jax/clusters.py",
+        CLUSTERS,
+        one_gpu_for_a_machine=("if count == 1 or", "if"),
+        the_first_gpus_for_all=("range(rank * each, (rank + 1) * each)", "range(each)"),
+        two_slices_share_numbers=("return job * in_job + place", "return place"),
+    )
+    plant(
+        "llamo_jax/models/quantization.py",
+        f"{MODELS} -k 'pieces or takes_less_memory'",
+        the_first_piece_alone=("start = (layer, 0, 0, piece, 0)", "start = (layer, 0, 0, 0, 0)"),
+        a_stack_at_once=("jax.lax.optimization_barrier(part)", "(part)"),
+    )
+    plant(
+        "llamo_jax/training/metrics.py",
+        OBSERVABILITY,
+        the_first_step_counts=("share = counted / (step - self._logged)", "share = 1.0"),
+        validations_take_no_time=("left = round((now - self._began) / done", "left = round(seconds / counted"),
+        accumulated_batches_are_free=("rest * self._batches +", "rest +"),
     )
     plant(
         "llamo_jax/checksums.py",

@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         for smiles in options.smiles:
             parse_smiles(smiles)  # before the model is loaded
+        runs.use_compilation_cache()
         assistant = Assistant.load(options.checkpoint, decoding=decoding)
         history: list[tuple[str, str]] = []
         for question in [options.question] if options.question else _typed_questions():

@@ -12,10 +12,11 @@ LLaMo.load or the assistant. to_… take a run's workdir or a model folder.
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -137,12 +138,24 @@ def _write(
     tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _tokenizer(language_model)
     if tokenizer is None:
         notes.append(f"{language_model} has no tokenizer; give --tokenizer DIR, or config.data.tokenizer in training")
+    style: Any = options.prompt_style or _prompt_style(tokenizer, language_model)
+    if tokenizer is not None:
+        notes.append(f"prompt style: {style}")
     parts = tuple(dict.fromkeys(name.split("/")[0] for name in weights))
-    prompt = PromptConfig(style=options.prompt_style, show_smiles=True)
+    prompt = PromptConfig(style=style, show_smiles=True)
     write_model(options.output, ModelFolder(config, weights, prompt, parts, hf), tokenizer)
     for note in notes:
         print(f"note: {note}")
     print(f"{options.output}: {', '.join(parts)}" + (f", adapters of rank {config.lora.rank}" * bool(config.lora.rank)))
+
+
+def _prompt_style(tokenizer: TextTokenizer | None, language_model: Path) -> Literal["plain", "llama2", "chat_template"]:
+    """How the model was taught to be asked: by its chat template, which for Llama-2-chat is the original's prompt."""
+    template = getattr(tokenizer, "chat_template", None)
+    if template is not None:
+        return "llama2" if "<<SYS>>" in template else "chat_template"
+    # its first releases came without a template
+    return "llama2" if re.search(r"llama-?2.*chat", language_model.name, re.IGNORECASE) else "plain"
 
 
 def _tokenizer(folder: Path) -> TextTokenizer | None:
@@ -211,7 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     incoming[0].add_argument("--graph_encoder", type=Path, metavar="FILE", help="MoleculeSTM's molecule_model.pth")
     incoming[0].add_argument("--projector", type=Path, metavar="FILE", help="as to_huggingface writes it")
     incoming[0].add_argument("--adapter", type=Path, metavar="PEFT_DIR")
-    incoming[0].add_argument("--prompt_style", choices=PROMPT_STYLES, default="llama2")
+    incoming[0].add_argument(
+        "--prompt_style", choices=PROMPT_STYLES, help="default: the model's own chat template, or llama2, or plain"
+    )
     incoming[1].add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the Lightning checkpoint")
     incoming[1].set_defaults(prompt_style="llama2")
     for sub in (outgoing := [command(to_peft), command(to_huggingface)]):

@@ -17,9 +17,12 @@ from llamo_jax.models.torch_names import from_torch
 from llamo_jax.parameters import WeightsError
 from llamo_jax.weights import Layer, Lazy, Stacked, Weights, read_folder
 
-MODEL_TYPES = ("llama", "mistral", "qwen2")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 _FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja",
           "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
+_SECOND_COPIES = ["consolidated*", "original/*"]
+"""The same weights in the makers' own format, as in Mistral's and Llama's repositories."""
+
 NO_LORA = LoRAConfig(rank=0, alpha=32.0, dropout=0.05, targets=decoder_targets(("query", "value")))
 _DEAD = r"(.*\.)?rotary_emb\.inv_freq"
 """Buffers that old checkpoints hold and that follow from the configuration."""
@@ -38,7 +41,7 @@ def locate(language_model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(language_model, allow_patterns=list(_FILES)))
+        return Path(snapshot_download(language_model, allow_patterns=list(_FILES), ignore_patterns=_SECOND_COPIES))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(
@@ -90,6 +93,7 @@ def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
         rope_scaling=_rope_scaling(rope),
         rms_norm_eps=float(hf["rms_norm_eps"]),
         qkv_bias=hf["model_type"] == "qwen2",
+        qk_norm=hf["model_type"] == "qwen3",
         tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
         sliding_window=_sliding_window(hf),
     )
@@ -155,8 +159,8 @@ def without_dead(tensors: Weights) -> dict[str, Any]:
 
 def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype: np.dtype) -> dict[str, Any]:
     """config.json for torch: that of the model it was made from, if known, with what is certain from ours over it."""
-    family = "qwen2" if config.qkv_bias else "llama"
-    name = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    name = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[family]
     hf = dict(source or {"model_type": family, "architectures": [name], "hidden_act": "silu"})
     hf |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     hf |= {

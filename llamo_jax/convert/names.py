@@ -43,7 +43,7 @@ def decoder_shapes(config: DecoderConfig, lora: LoRAConfig | None = None) -> dic
 
 
 def language_model_rules(config: DecoderConfig, prefix: str = "", wrapped: Sequence[str] = ()) -> list[Rule]:
-    """Hugging Face's LlamaForCausalLM (Mistral, Qwen2); `wrapped` projections stand inside PEFT's adapters."""
+    """Hugging Face's LlamaForCausalLM (Mistral, Qwen2, Qwen3); `wrapped` projections stand inside PEFT's adapters."""
     root = f"{prefix}model"
     rules = [
         torch_names.same(f"{root}.embed_tokens.weight", "embedding"),
@@ -57,6 +57,9 @@ def language_model_rules(config: DecoderConfig, prefix: str = "", wrapped: Seque
             torch_names.same(f"{name}.input_layernorm.weight", "attention_norm/scale"),
             torch_names.same(f"{name}.post_attention_layernorm.weight", "mlp_norm/scale"),
         ]
+        if config.qk_norm:
+            found.append(torch_names.same(f"{name}.self_attn.q_norm.weight", "query_norm/scale"))
+            found.append(torch_names.same(f"{name}.self_attn.k_norm.weight", "key_norm/scale"))
         for ours, theirs in PROJECTIONS.items():
             bias = config.qkv_bias and ours in ("query", "key", "value")
             inner = ".base_layer" if ours in wrapped else ""

@@ -68,7 +68,9 @@ def _configured(file: Path | None, part: str, kinds: Kinds[T]) -> T | None:
         return None
     content = read_json(path)
     try:
-        content = migrated_model(content | {"lora": {"targets": ()}}, content.get("schema_version", 1))
+        content = migrated_model(
+            content | {"lora": {"targets": ()}, "language_model": {}}, content.get("schema_version", 1)
+        )
         return kinds.parse(content[part])
     except (KeyError, TypeError, ValueError, ConfigError, SchemaError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from None

@@ -23,7 +23,7 @@ from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.jobs import Runner
 from data_pipeline.records import featurized
-from llamo_jax import distributed
+from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, differences, from_dict, to_dict
 from llamo_jax.evaluation.answers import classification_scores
 from llamo_jax.evaluation.claims import checked_rows
@@ -60,6 +60,7 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
     tokenizer = load_metric_tokenizer(config.metric_tokenizer)  # before anything takes time
     found = read_examples(_source(config), config.task, config.split, config.limit)
     generator, fingerprint = load_generator(config.checkpoint, decoding=config.decoding, tensor=config.tensor)
+    distributed.log(sharding.describe(generator.mesh))
     about = {
         "model": fingerprint[:16],
         "data": found.fingerprint,

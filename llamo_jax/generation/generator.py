@@ -1,5 +1,6 @@
 """Answers to conversations: prompts in, text out, while rows of a batch come and go."""
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,12 +20,19 @@ from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.generation.decode import Generated, admit, advance, empty_rows
 from llamo_jax.generation.likelihood import target_log_probabilities
 from llamo_jax.generation.memory import device_bytes, rows_per_shard
-from llamo_jax.generation.prompts import collate_prompts, prompt_bucket, row_bucket
+from llamo_jax.generation.prompts import GraphRoom, collate_prompts, prompt_bucket, row_bucket
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
 
-MAX_ROWS = 64
-"""Answers decoded side by side, where there is room for them: see llamo_jax.generation.memory."""
+MAX_ROWS = 256
+"""Answers decoded side by side on each batch shard, where there is room for them (llamo_jax.generation.memory). More
+are no faster: from 240 (v5e) to 295 (H100) rows on, products with bfloat16 weights wait for arithmetic."""
+
+CPU_ROWS = 64
+"""The same in all, where devices do not tell how much memory they have."""
+
+ADMITTED = 16
+"""Prompts that go through the model at a time on each batch shard: their activations need room, too."""
 
 TOKENS_AT_A_TIME = 16
 """After so many tokens, finished rows are given to waiting prompts."""
@@ -45,7 +53,8 @@ class Answer(NamedTuple):
 class Generator:
     """A model, its weights on a mesh, and its prompt encoder.
 
-    decoding: how answers are chosen. max_rows: how many are decoded side by side, if the device's memory allows it.
+    decoding: how answers are chosen. max_rows: how many are decoded side by side at most; by default as many as there
+    is memory for.
     """
 
     def __init__(
@@ -56,12 +65,12 @@ class Generator:
         mesh: Mesh,
         decoding: DecodingConfig | None = None,
         *,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
     ):
         self.encoder = encoder
         self.decoding = decoding or DecodingConfig()
         self._definition, self._arrays = for_decoding(definition, arrays, mesh)
-        self._mesh = mesh
+        self.mesh = mesh
         self._max_rows = max_rows
         self._stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)
 
@@ -103,7 +112,7 @@ class Generator:
             yield self.answer([conversation])[0]
             return
         (prompt,) = self.encoder.encode([featurized(conversation)])
-        engine = _Engine(self, sharding.batch_shards(self._mesh), prompt_bucket(len(prompt.tokens)))
+        engine = _Engine(self, sharding.batch_shards(self.mesh), [prompt])
         engine.admit([(0, prompt, self._key(0, 0))])
         shown, finished = "", False
         while not finished:
@@ -117,7 +126,7 @@ class Generator:
     def target_log_probabilities(self, records: Sequence[Record]) -> list[np.ndarray]:
         """For each conversation, which holds its answers: float32, the log-probability of each target token."""
         conversations = self.encoder.encode(records)
-        return target_log_probabilities(self._definition, self._arrays, self._mesh, conversations)
+        return target_log_probabilities(self._definition, self._arrays, self.mesh, conversations)
 
     def _sampled(
         self, prompts: Sequence[EncodedConversation], indices: Sequence[int], length: int, numbers: Sequence[int]
@@ -126,7 +135,7 @@ class Generator:
         samples = self.decoding.num_samples
         waiting = deque((index, sample) for index in indices for sample in range(samples))
         rows = self._rows(len(waiting), length)
-        engine = _Engine(self, rows, length)
+        engine = _Engine(self, rows, [prompts[index] for index in indices])
         running: dict[int, tuple[int, int]] = {}  # row → (prompt, sample)
         done: dict[int, dict[int, Answer]] = defaultdict(dict)
         free = list(range(rows))
@@ -153,16 +162,17 @@ class Generator:
     def _search(
         self, prompts: Sequence[EncodedConversation], indices: Sequence[int], length: int
     ) -> Iterator[tuple[int, list[Answer]]]:
-        shards = sharding.batch_shards(self._mesh)
+        shards = sharding.batch_shards(self.mesh)
         rows = self._rows(len(indices), length, self.decoding.num_beams)
+        room = GraphRoom.of(prompts[index] for index in indices)
         for start in range(0, len(indices), rows):
             chunk = indices[start : start + rows]
-            batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards)
-            with jax.set_mesh(self._mesh):
+            batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards, room=room)
+            with jax.set_mesh(self.mesh):
                 found = beam_search(
                     self._definition,
                     self._arrays,
-                    sharding.put_global(batch, self._mesh),
+                    sharding.put_global(batch, self.mesh),
                     decoding=self.decoding,
                     stop_ids=self._stop_ids,
                 )
@@ -180,18 +190,19 @@ class Generator:
 
     def _rows(self, count: int, length: int, beams: int = 1) -> int:
         """Rows of a batch for `count` prompts of `length` tokens; raises ConfigError if not even one fits."""
-        shards = sharding.batch_shards(self._mesh)
+        shards = sharding.batch_shards(self.mesh)
         slots = length + self.decoding.max_new_tokens
         # the least of all processes: they run one program, of one shape
         fit = distributed.least(
-            rows_per_shard(self._definition.config, slots, self._mesh.shape["tensor"], *device_bytes())
+            rows_per_shard(self._definition.config, slots, self.mesh.shape["tensor"], *device_bytes())
         )
         if fit < beams:
             raise ConfigError(
                 f"no room for the cache of {beams} answers of {slots} tokens beside the weights; use more devices "
                 "(config.tensor), fewer beams, or config.decoding.max_new_tokens"
             )
-        most = min(self._max_rows, fit * shards) // beams
+        most = min(MAX_ROWS, fit) * shards if math.isfinite(fit) else CPU_ROWS
+        most = (most if self._max_rows is None else min(self._max_rows, most)) // beams
         rows = row_bucket(min(count, max(1, int(most))), shards)
         return rows if rows * beams <= fit * shards else rows // 2  # buckets round up
 
@@ -211,22 +222,34 @@ class Generator:
 
 
 class _Engine:
-    """The rows of one prompt bucket, on the devices; the mesh is set for each call only, since callers may wait."""
+    """The rows of one prompt bucket, on the devices; the mesh is set for each call only, since callers may wait.
 
-    def __init__(self, generator: Generator, rows: int, length: int):
+    Three programs do all: one for the next tokens, and two for new prompts, many of them or few.
+    """
+
+    def __init__(self, generator: Generator, rows: int, prompts: Sequence[EncodedConversation]):
+        """prompts: all that will come, of one bucket."""
         self._model = (generator._definition, generator._arrays)
         self._settings = {"decoding": generator.decoding, "stop_ids": generator._stop_ids}
-        self._mesh = generator._mesh
+        self._mesh = generator.mesh
         self._count = rows
-        slots = length + generator.decoding.max_new_tokens
+        self._shards = sharding.batch_shards(self._mesh)
+        self._room = GraphRoom.of(prompts)
+        many = min(rows, ADMITTED * self._shards)
+        self._sizes = sorted({row_bucket(max(1, many // 4), self._shards), many})
+        slots = prompt_bucket(max(len(prompt.tokens) for prompt in prompts)) + generator.decoding.max_new_tokens
         with jax.set_mesh(self._mesh):
             self._rows = empty_rows(*self._model, rows=rows, slots=slots, **self._settings)
 
     def admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]]) -> None:
         """Gives rows to (row, prompt, key's data)."""
-        shards = sharding.batch_shards(self._mesh)
-        batch = collate_prompts([prompt for _, prompt, _ in prompts], shards=shards)
-        count = len(batch.tokens)
+        for start in range(0, len(prompts), self._sizes[-1]):
+            group = prompts[start : start + self._sizes[-1]]
+            self._admit(group, next(size for size in self._sizes if size >= len(group)))
+
+    def _admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]], count: int) -> None:
+        encoded = [prompt for _, prompt, _ in prompts]
+        batch = collate_prompts(encoded, rows=count, shards=self._shards, room=self._room)
         places = np.full(count, self._count, np.int32)
         places[: len(prompts)] = [place for place, _, _ in prompts]
         data = np.zeros((count, 2), np.uint32)  # a threefry key is two numbers: (seed, number of the sample)

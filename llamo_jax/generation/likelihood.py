@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data_pipeline.batch import Batch, EncodedConversation
 from llamo_jax import distributed, sharding
 from llamo_jax.generation.decode import replicated
-from llamo_jax.generation.prompts import collate_prompts
+from llamo_jax.generation.prompts import GraphRoom, collate_prompts
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
 
@@ -32,6 +32,7 @@ def target_log_probabilities(
     """For each conversation: float32, the natural log-probability of each of its target tokens, in their order."""
     shards = sharding.batch_shards(mesh)
     rows = ROWS * shards
+    room = GraphRoom.of(conversations)
     result: list[np.ndarray] = [np.zeros(0, np.float32)] * len(conversations)
     # neighbours in length share a batch, so that little is padding
     order = sorted(range(len(conversations)), key=lambda index: len(conversations[index].tokens))
@@ -40,7 +41,7 @@ def target_log_probabilities(
         hidden = None if distributed.is_main() else True
         for start in tqdm(starts, desc="log-likelihoods", unit=" batches", disable=hidden):
             chunk = order[start : start + rows]
-            batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards)
+            batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards, room=room)
             found = np.asarray(_log_probabilities(definition, arrays, sharding.put_global(batch, mesh)))
             for row, index in zip(found, chunk, strict=False):
                 # position t predicts token t + 1

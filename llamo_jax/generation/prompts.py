@@ -1,7 +1,8 @@
 """Prompts as batches whose sizes come from a short list, so that few programs are compiled."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +28,27 @@ def row_bucket(count: int, shards: int) -> int:
     return shards * (1 << (-(-count // shards) - 1).bit_length())
 
 
-def collate_prompts(prompts: Sequence[EncodedConversation], *, rows: int | None = None, shards: int = 1) -> Batch:
+class GraphRoom(NamedTuple):
+    """What the graphs of one row may take: molecules, and atoms and motifs of all of them."""
+
+    molecules: int
+    atoms: int
+
+    @classmethod
+    def of(cls, prompts: Iterable[EncodedConversation]) -> "GraphRoom":
+        """Room for each of these prompts, rounded up to buckets: of many prompts, so that all batches are alike."""
+        sizes = np.array([prompt.size()[1:] for prompt in prompts]).reshape(-1, 4).max(axis=0, initial=0)
+        molecules, atoms, edges, motifs = map(int, sizes)
+        return cls(bucket(molecules, 1), bucket(max(atoms, -(-edges // EDGES_PER_ATOM), motifs), 16))
+
+
+def collate_prompts(
+    prompts: Sequence[EncodedConversation], *, rows: int | None = None, shards: int = 1, room: GraphRoom | None = None
+) -> Batch:
     """Prompts as a batch of one conversation per row, padded on the right, sizes rounded up to buckets.
 
-    rows: of the batch, a multiple of `shards`; by default `row_bucket`. Surplus rows are padding.
+    rows: of the batch, a multiple of `shards`; by default `row_bucket`. Surplus rows are padding. room: of each row, by
+    default what these prompts need.
     """
     rows = rows or row_bucket(len(prompts), shards)
     # collate takes a row's last token for a target only: give every prompt one more
@@ -44,11 +62,7 @@ def collate_prompts(prompts: Sequence[EncodedConversation], *, rows: int | None 
         )
         for prompt in prompts
     ]
-    per_shard = rows // shards
-    groups = [extended[first : first + per_shard] for first in range(0, len(extended), per_shard)]
-    totals = np.max([np.sum([prompt.size() for prompt in group], axis=0) for group in groups], axis=0)
-    _, molecules, atoms, edges, motifs = (-(-int(total) // per_shard) for total in totals)
-    room = bucket(max(atoms, -(-edges // EDGES_PER_ATOM), motifs), 16)
+    room = room or GraphRoom.of(prompts)
     length = prompt_bucket(max(len(prompt.tokens) for prompt in prompts))
-    row = RowSize(length, bucket(molecules, 1), room, EDGES_PER_ATOM * room, room)
+    row = RowSize(length, room.molecules, room.atoms, EDGES_PER_ATOM * room.atoms, room.atoms)
     return collate([[prompt] for prompt in extended], BatchShape(rows, shards, row))

@@ -32,19 +32,21 @@ def segment_attention(kernel: str, segments: Int[Array, "B T"], head_width: int,
     kernel = choose_kernel(kernel, segments.shape[1], head_width, dtype)
     if kernel == "splash":
         return functools.partial(splash_attention, segments=segments)
-    mask = causal_mask(segments)
     if kernel == "cudnn":
-        # its softmax of a row that sees nothing is not finite: let padding see itself
-        mask |= jnp.eye(segments.shape[1], dtype=bool)
-        return functools.partial(jax.nn.dot_product_attention, mask=mask[:, None], implementation="cudnn")
-    return functools.partial(attention, mask=mask)
+        # The causal flag lets the kernel leave out what lies above the diagonal; the mask, a bias to it, tells segments
+        # apart. Padding counts as one, because a softmax over nothing would not be finite.
+        same = segments[:, :, None] == segments[:, None, :]
+        return functools.partial(
+            jax.nn.dot_product_attention, mask=same[:, None], is_causal=True, implementation="cudnn"
+        )
+    return functools.partial(attention, mask=causal_mask(segments))
 
 
 def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -> str:
     """The kernel that `kernel` stands for; raises ConfigError if it does not take these sizes."""
     platform = sharding.platform()
     splash = length % 128 == 0 and head_width % 64 == 0
-    cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128
+    cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128 and length % 2 == 0
     if kernel == "auto":
         return "splash" if platform == "tpu" and splash else "cudnn" if platform == "gpu" and cudnn else "xla"
     if kernel == "splash" and not splash:
@@ -54,8 +56,8 @@ def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -
         )
     if kernel == "cudnn" and not (platform == "gpu" and cudnn):
         raise ConfigError(
-            f"config.model.attention=cudnn needs a GPU, bfloat16 and heads of at most 128 (a multiple of 8) wide, "
-            f"not {platform}, {dtype} and {head_width}"
+            f"config.model.attention=cudnn needs a GPU, bfloat16, an even row length and heads of at most 128 (a "
+            f"multiple of 8) wide, not {platform}, {dtype}, {length} and {head_width}"
         )
     return kernel
 

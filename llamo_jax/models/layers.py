@@ -123,8 +123,8 @@ def replace_linears(
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation as in LLaMA: in float32, cast back before the scale is applied."""
 
-    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs, stack: int | None = None):
-        self.scale = parameter(ones, (width,), ("embed",), rngs=rngs, stack=stack)
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs, stack: int | None = None, axis: str = "embed"):
+        self.scale = parameter(ones, (width,), (axis,), rngs=rngs, stack=stack)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:

@@ -62,6 +62,7 @@ class DecoderConfig:
     rope_scaling: RopeScaling | None = setting("None: as pretrained")
     rms_norm_eps: Number = setting("added to the mean square", gt=0)
     qkv_bias: Bool = setting("whether query, key and value have biases (Qwen2)")
+    qk_norm: Bool = setting("whether queries and keys are normalised, head by head, before they are rotated (Qwen3)")
     tie_embeddings: Bool = setting("whether the embedding is the output matrix as well")
     sliding_window: Integer | None = setting("positions that a token may look back; longer rows are refused", ge=1)
 
@@ -312,10 +313,15 @@ class DecoderLayer(nnx.Module):
             inside, outside = config.projections()[name]
             return layers.Linear(inside, outside, (from_axis, to_axis), rngs=rngs, stack=stack, use_bias=bias)
 
+        def head_norm() -> layers.RMSNorm:
+            return layers.RMSNorm(config.head_width, config.rms_norm_eps, rngs=rngs, stack=stack, axis="head_width")
+
         self.attention_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
         self.query = linear("query")
         self.key = linear("key")
         self.value = linear("value")
+        self.query_norm = head_norm() if config.qk_norm else None
+        self.key_norm = head_norm() if config.qk_norm else None
         self.output = linear("output")
         self.mlp_norm = layers.RMSNorm(config.width, config.rms_norm_eps, rngs=rngs, stack=stack)
         self.gate = linear("gate")
@@ -328,6 +334,8 @@ class DecoderLayer(nnx.Module):
         """What the tokens ask for and what they offer; queries and keys are rotated by their positions."""
         h = self.attention_norm(x)
         q, k, v = (_split(linear(h), self.config.head_width) for linear in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def finish(self, x: Float[Array, "B T D"], attended: Float[Array, "B T heads H"]) -> Float[Array, "B T D"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from llamo_jax.models.lora import decoder_targets
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of everything that is stored with a model's configuration: runs and model folders."""
 
 
@@ -38,4 +38,9 @@ def _kinds_and_patterns(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _kinds_and_patterns}
+def _without_qk_norm(model: dict[str, Any]) -> dict[str, Any]:
+    """2 → 3: no decoder normalised its queries and keys."""
+    return {**model, "language_model": {**model["language_model"], "qk_norm": False}}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _kinds_and_patterns, 2: _without_qk_norm}

@@ -15,7 +15,8 @@ class DataConfig:
     task: Literal["description", "instruction"] = setting("of the embedded corpus")
     tokenizer: Text = setting('Hugging Face folder; "": that of init_from, else the one in the (first) source')
     cache_dir: Text = setting("where the embedded corpus is prepared")
-    rows: Int = setting("B, rows of a batch over all devices", ge=1)
+    rows: Int | None = setting("B, rows of a batch over all devices; None: rows_per_device on each", ge=1)
+    rows_per_device: Int = setting("rows of each batch shard, where rows is None", ge=1)
     tokens_per_row: Int = setting("T", ge=2)
     molecules_per_row: Int = setting("molecules that a row shows, on average over a shard's rows", ge=0)
     atoms_per_row: Int = setting("their atoms", ge=0)
@@ -46,10 +47,14 @@ class TrainConfig:
     clip: Float | None = setting("largest global gradient norm; None: no clipping", gt=0)
     log_every: Int = setting("steps between lines of metrics.jsonl", ge=1)
     eval_every: Int = setting("steps between validations, a multiple of log_every", ge=1)
+    eval_batches: Int = setting("most batches of a validation, spread evenly over its rows; 0: all", ge=0)
     checkpoint_every: Int = setting("steps between checkpoints, a multiple of log_every", ge=1)
     keep_checkpoints: Int = setting("newest checkpoints that are kept", ge=1)
     on_save_failure: Literal["stop", "continue"] = setting("when a checkpoint cannot be written")
     max_nonfinite_steps: Int = setting("steps in a row skipped for a loss that is not finite, then the run stops", ge=1)
+    stall_seconds: Int = setting("without any progress, then the run stops and names who is behind; 0: never", ge=0)
+    profile_steps: tuple[Int, ...] = setting("(first, last) whose profile goes to the workdir; (): none")
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = setting("where numbers go besides metrics.jsonl")
     trainable: tuple[tuple[Text, Bool], ...] = setting("ordered (pattern, trained) rules over parameter paths")
     train_token_embedding: Bool = setting("whatever the rules say; the original does in stage 1")
 
@@ -59,6 +64,9 @@ class TrainConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise ConfigError(f"trainable: {pattern!r} is no regular expression ({error})") from None
+        traced = self.profile_steps
+        if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
+            raise ConfigError(f"profile_steps: give (first, last) from 1 on, or (), not {traced}")
         for name in ("checkpoint_every", "eval_every"):
             # a logged loss is the mean since the last line: a run that continues in between could not repeat it, and
             # a validation loss stands in a logged line

@@ -1,6 +1,8 @@
 """The training loop of both stages, from top to bottom."""
 
 import itertools
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,6 +58,7 @@ def train(
     settings = config.train
     with (
         jax.set_mesh(mesh),
+        distributed.paced(settings.stall_seconds or math.inf),
         StopRequest() as stop,
         checkpoints.Checkpoints(
             workdir, run_id, keep=settings.keep_checkpoints, on_save_failure=settings.on_save_failure
@@ -74,15 +77,19 @@ def train(
         state = state or program.initial_state(arrays)
         first_step = step = int(state.step)
         schedule = learning_rate_schedule(settings)
-        log = metrics.MetricsLog(workdir, step)
+        log = metrics.MetricsLog(workdir, run_id, config, step)
         samples = _Samples(workdir, sampler, program.definition)
 
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
                 return {}
-            batches = data.validation.evaluation_batches(shards)
-            # a list of device values: the loop over batches does not wait for each result
-            sums = [program.eval_step(state, frozen, sharding.put_batch(batch, mesh)) for batch in batches]
+            sums = []
+            for batch in data.validation.evaluation_batches(shards, settings.eval_batches):
+                if stop.requested():
+                    return {}
+                # device values: the loop over batches does not wait for each result
+                sums.append(program.eval_step(state, frozen, sharding.put_batch(batch, mesh)))
+                distributed.moved(step)
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
 
@@ -96,22 +103,35 @@ def train(
         stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
         accumulated = _accumulated(stream, settings.accumulate)
         progress = metrics.Progress(step, settings.steps)
+        utilisation = metrics.Utilisation(config, data.train.shape, list(program.state.trained), mesh)
+        profile = _Profile(workdir, settings.profile_steps)
         guard = _NonFiniteGuard(config, workdir, data.train)
-        for step, batches in zip(range(first_step + 1, settings.steps + 1), accumulated, strict=False):
+        while step < settings.steps:
+            with progress.waiting():
+                batches = next(accumulated)
+            step += 1
+            profile.before(step)
             state, values = program.train_step(state, frozen, sharding.put_batch(batches, mesh, leading=1))
             guard.check(step, values["skipped_in_a_row"])
+            distributed.moved(step)
+            profile.after(step, values)
+            if step == first_step + 1:
+                progress.compiled(step, values)
             last = step == settings.steps
             # asked at every step, since all processes must agree on the one after which they stop
-            stopping = stop.requested(step)
+            stopping = stop.requested()
             if step % settings.log_every == 0 or last:
                 line = _line(state.log) | {"learning_rate": float(schedule(step - 1))}
-                line["tokens_per_second"], left = progress.measure(step, line.pop("tokens"))
+                speed, left = progress.measure(step, line.pop("tokens"))
+                targets = line["target_tokens"] / (step % settings.log_every or settings.log_every)
+                line |= speed | utilisation.measure(speed["step_seconds"], targets)
                 state = program.logged(state)  # before a checkpoint of this step: it must not count the line again
                 with progress.pause():
                     if step % settings.eval_every == 0 or last:
                         line |= evaluate(state)
                     log.write(step, line)
                     distributed.log(_readable(step, settings.steps, line, left))
+            stopping = stopping or stop.requested()  # during the evaluation
             if step % settings.checkpoint_every == 0 or last or stopping:
                 with progress.pause():
                     saved.save(state)
@@ -119,6 +139,7 @@ def train(
                 saved.finish()
                 distributed.log(f"stopped after step {step} of {settings.steps}, as requested; {saved.on_disk()}")
                 break
+        profile.finish()
         guard.finish()
         if step == settings.steps > first_step:
             samples.write(step, state, frozen)
@@ -235,6 +256,34 @@ class _NonFiniteGuard:
             f"the loss was not finite in {count} steps in a row, up to step {step}; what they read is in {self._path} "
             "(rows of [data set, conversations]); lower config.train.learning_rate or look at that data"
         )
+
+
+class _Profile:
+    """A trace of some steps, for XProf or Perfetto, in the folder "profile" of the workdir."""
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, ...]):
+        self._folder = workdir / "profile"
+        self._first, self._last = steps or (0, 0)
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        """Starts the trace before its first step, or where a run continues within."""
+        if not self._runs and self._first <= step <= self._last:
+            jax.profiler.start_trace(os.fspath(self._folder))
+            self._runs = True
+
+    def after(self, step: int, values: Any) -> None:
+        """Ends it when the results of its last step are there."""
+        if self._runs and step == self._last:
+            jax.block_until_ready(values)
+            self.finish()
+
+    def finish(self) -> None:
+        """Writes what there is."""
+        if self._runs:
+            jax.profiler.stop_trace()
+            self._runs = False
+            distributed.log(f"profile of steps {self._first} to {self._last} in {self._folder}")
 
 
 class _Samples:

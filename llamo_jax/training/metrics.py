@@ -1,23 +1,103 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a line per logged step."""
+"""Where a run's numbers go: metrics.jsonl, sinks such as TensorBoard, and a line per logged step."""
 
+import contextlib
+import importlib.util
 import os
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import jax
 from etils import epath
-from tensorboardX import SummaryWriter
+from jax.sharding import Mesh
 
 from data_pipeline import storage
+from data_pipeline.batch import BatchShape
 from llamo_jax import distributed
+from llamo_jax.config import ConfigError, to_dict
+from llamo_jax.training.config import Config
+from llamo_jax.training.flops import needed_flops, peak_flops
+
+
+class Sink(Protocol):
+    """One more place for numbers; made by an entry of SINKS from the run's folder, id, configuration and first step."""
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """The numbers of a logged step."""
+
+    def close(self) -> None:
+        """Everything is written; nothing follows."""
+
+
+class TensorBoard:
+    """Event files in the workdir, by tensorboardX; not on object stores, to which it does not write."""
+
+    def __init__(self, folder: epath.Path, run_id: str, config: Config, step: int):
+        del run_id, config
+        self._writer = None
+        if not storage.is_remote(folder):
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(os.fspath(folder), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """See Sink."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Tracker:
+    """Weights & Biases, or trackio, which has the same interface; project "llamo_jax", the run named by its folder.
+
+    A run that continues goes on in the same one there. Their own variables (WANDB_MODE, TRACKIO_SPACE_ID …) decide
+    where that is.
+    """
+
+    def __init__(self, library: str, folder: epath.Path, run_id: str, config: Config, step: int):
+        del step
+        name = f"{folder.name}-{run_id[:8]}"
+        identity = {"id": run_id} if library == "wandb" else {}
+        self._run = importlib.import_module(library).init(
+            project="llamo_jax", name=name, config=to_dict(config), resume="allow", **identity
+        )
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """See Sink."""
+        self._run.finish()
+
+
+SINKS: dict[str, Callable[[epath.Path, str, Config, int], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda *run: Tracker("wandb", *run),
+    "trackio": lambda *run: Tracker("trackio", *run),
+}
+"""By the names of `config.train.sinks`."""
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Raises ConfigError if a sink's library is not installed."""
+    for name in names:
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise ConfigError(f'config.train.sinks={name} needs its library: pip install "llamo_jax[{name}]"')
 
 
 class MetricsLog:
     """Appends one JSON object per logged step; on resuming at `step`, later ones of an earlier attempt are dropped.
 
-    Of several processes one writes. Without TensorBoard on object stores, which tensorboardX does not write to.
+    Of several processes one writes.
     """
 
-    def __init__(self, folder: epath.Path, step: int):
+    def __init__(self, folder: epath.Path, run_id: str, config: Config, step: int):
         self._writes = distributed.is_main()
         if not self._writes:
             return
@@ -27,50 +107,107 @@ class MetricsLog:
         if len(kept) < len(lines):
             storage.write_json_lines(path, kept)
         self._lines = storage.LineWriter(path)
-        self._tensorboard = None
-        if not storage.is_remote(folder):
-            self._tensorboard = SummaryWriter(os.fspath(folder), purge_step=step + 1 if step else None)
+        self._sinks = [SINKS[name](folder, run_id, config, step) for name in config.train.sinks]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line in metrics.jsonl and one point per number in TensorBoard."""
+        """One line in metrics.jsonl, and the numbers to every sink."""
         if not self._writes:
             return
         self._lines.write({"step": step, **values})
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+        for sink in self._sinks:
+            sink.write(step, values)
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes all."""
         if not self._writes:
             return
         self._lines.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class Progress:
-    """Speed and remaining time between logged steps; time spent outside training is not counted."""
+    """Speed between logged steps, without what happens in pauses, and the time left by the clock, with it.
+
+    Both begin after the first step, which is when everything is compiled.
+    """
 
     def __init__(self, step: int, steps: int):
         self._steps = steps
-        self._last_step = step
-        self._last_time = time.perf_counter()
+        self._waited = 0.0
+        self._first = self._last = self._logged = step
+        self._began = self._resumed = time.perf_counter()
 
-    def pause(self) -> "Progress":
-        """`with progress.pause():` excludes what happens inside, such as an evaluation."""
-        return self
+    def compiled(self, step: int, done: Any) -> None:
+        """Counts from here, as soon as `done`, a result of the first step, is there."""
+        jax.block_until_ready(done)
+        self._first = self._last = step
+        self._began = self._resumed = time.perf_counter()
+        self._waited = 0.0
 
-    def __enter__(self) -> None:
-        self._paused = time.perf_counter()
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Excludes what happens inside, such as an evaluation, from the speed."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._resumed += time.perf_counter() - start
 
-    def __exit__(self, *_: object) -> None:
-        self._last_time += time.perf_counter() - self._paused
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
 
-    def measure(self, step: int, tokens: int) -> tuple[float, str]:
-        """Tokens per second since the last call, and the time left at this speed as h:mm:ss."""
+    def measure(self, step: int, tokens: int) -> tuple[dict[str, float], str]:
+        """Numbers of a logged step, `tokens` after the one before, and the time left as h:mm:ss.
+
+        tokens_per_second; step_seconds, of which input_wait_seconds go by before a batch is there. Where a line follows
+        the very first step, they include compiling, and no time left is known.
+        """
         now = time.perf_counter()
-        seconds = max(now - self._last_time, 1e-9)  # two lines within the clock's resolution
-        left = round(seconds / max(step - self._last_step, 1) * (self._steps - step))
-        self._last_step, self._last_time = step, now
-        return tokens / seconds, f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        counted = step - self._last
+        share = counted / (step - self._logged)  # of the tokens: those of the first step are not timed
+        if not counted:
+            counted, share = 1, 1.0
+        seconds = max(now - self._resumed, 1e-9)  # two lines within the clock's resolution
+        found = {
+            "tokens_per_second": tokens * share / seconds,
+            "step_seconds": seconds / counted,
+            "input_wait_seconds": self._waited / counted,
+        }
+        done = step - self._first
+        left = round((now - self._began) / done * (self._steps - step)) if done else None
+        self._last = self._logged = step
+        self._resumed, self._waited = now, 0.0
+        return found, "?" if left is None else f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+class Utilisation:
+    """Of the devices: their arithmetic (MFU; Chowdhery et al., 2022, appendix B) and their memory."""
+
+    def __init__(self, config: Config, shape: BatchShape, trained: Sequence[str], mesh: Mesh):
+        peak = peak_flops(mesh.devices.flat[0])
+        self._peak = None if peak is None else peak * mesh.size
+        self._positions = shape.rows * shape.row.tokens
+        self._parts = [needed_flops(config.model, shape, trained, share) for share in (0.0, 1.0)]
+        self._batches = config.train.accumulate
+
+    def measure(self, step_seconds: float, targets: float) -> dict[str, float]:
+        """mfu, of the data sheet's bfloat16 peak, where one is known; peak_bytes of a device, where it tells.
+
+        targets: of a step.
+        """
+        found: dict[str, float] = {}
+        if self._peak is not None:
+            rest, whole = self._parts
+            needed = rest * self._batches + (whole - rest) * targets / self._positions
+            found["mfu"] = needed / step_seconds / self._peak
+        memory = [device.memory_stats() for device in jax.local_devices()]
+        if all(memory):
+            found["peak_bytes"] = max(stats["peak_bytes_in_use"] for stats in memory if stats)
+        return found

@@ -14,6 +14,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._received = False
+        self._asked = 0
+        self._reached = False
         self._previous: Any = None
 
     def __enter__(self) -> "StopRequest":
@@ -26,11 +28,14 @@ class StopRequest:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step, which all processes ask for; the answer is the same in all of them."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+    def requested(self) -> bool:
+        """Whether to stop now; all processes ask equally often, and get the same answer at the same time."""
+        self._asked += 1
+        if jax.process_count() == 1:
+            return self._received
+        # JAX says so at one call alone: the one after the latest that any process had come to
+        self._reached = multihost_utils.reached_preemption_sync_point(self._asked) or self._reached
+        return self._reached
 
     def _receive(self, _signal: int, _frame: FrameType | None) -> None:
         self._received = True

@@ -125,7 +125,8 @@ def _abstract_state(
 def batch_shape(config: Config, shards: int) -> BatchShape:
     """The shape of all batches; raises ConfigError if the rows do not divide over the shards."""
     data = config.data
-    if data.rows % shards:
+    rows = data.rows or data.rows_per_device * shards
+    if rows % shards:
         raise ConfigError(
             f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
         )
@@ -133,7 +134,7 @@ def batch_shape(config: Config, shards: int) -> BatchShape:
         data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
     )
     vocabulary = config.model.graph_encoder.vocabulary
-    return BatchShape(data.rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
+    return BatchShape(rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
 
 
 def abstract_batches(batch: Any, mesh: Mesh, *, leading: int = 1) -> Any:

@@ -11,12 +11,13 @@ metrics.jsonl, samples.jsonl, TensorBoard's events
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
 from data_pipeline import storage
+from data_pipeline.packing import PACKING_VERSION
 from llamo_jax import distributed
 from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
 from llamo_jax.models import ModelConfig
@@ -41,14 +42,19 @@ MAY_CHANGE = (
     "data.task",
     "data.tokenizer",
     "data.cache_dir",
+    "data.rows_per_device",  # compared by the number that it gives: rows
     # how long, and what is written when
     "train.steps",
     "train.log_every",
     "train.eval_every",
+    "train.eval_batches",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.on_save_failure",
     "train.max_nonfinite_steps",
+    "train.stall_seconds",
+    "train.profile_steps",
+    "train.sinks",
 )
 """Fields that may differ between two starts of one run; every other one is part of its identity."""
 
@@ -98,14 +104,16 @@ def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
         content = json.loads(path.read_text())
         version = content.pop("schema_version", 1)
         content["model"] = migrated_model(content["model"], version)
-        return path, _with_todays_rules(content) if version < 2 else content
+        for step in range(version, SCHEMA_VERSION):
+            content = _MIGRATIONS[step](content)
+        return path, content
     except SchemaError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from None
 
 
-def _with_todays_rules(content: dict[str, Any]) -> dict[str, Any]:
+def _with_rules_of_2(content: dict[str, Any]) -> dict[str, Any]:
     """1 → 2: validations stand in logged lines; the task is one of the embedded corpus, and was ignored elsewhere."""
     train, data = dict(content["train"]), dict(content["data"])
     every = train["log_every"]
@@ -113,6 +121,16 @@ def _with_todays_rules(content: dict[str, Any]) -> dict[str, Any]:
     if data["task"] not in ("description", "instruction"):
         data["task"] = "description"
     return content | {"train": train, "data": data}
+
+
+def _with_fields_of_3(content: dict[str, Any]) -> dict[str, Any]:
+    """2 → 3: validations saw all rows, nothing watched for stalls, and TensorBoard was the only sink."""
+    new = {"eval_batches": 0, "stall_seconds": 0, "profile_steps": [], "sinks": ["tensorboard"]}
+    return content | {"train": new | content["train"], "data": {"rows_per_device": 8} | content["data"]}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_rules_of_2, 2: _with_fields_of_3}
+"""Of what stands beside the model in a run's configuration; the model's own are in llamo_jax.models.migrations."""
 
 
 def _parsed(path: epath.Path, cls: type[T], values: Mapping[str, Any]) -> T:
@@ -134,7 +152,7 @@ def identity(config: Config, data: Sequence[tuple[str, float]], prompt: str) -> 
         for parent in parents:
             section = section[parent]
         del section[name]
-    return {"config": kept, "data": [list(pair) for pair in data], "prompt": prompt}
+    return {"config": kept, "data": [list(pair) for pair in data], "prompt": prompt, "packing": PACKING_VERSION}
 
 
 def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
@@ -168,7 +186,10 @@ def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
 def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
     """run.json; for a run from before there was one, what its configuration tells and no id; None: a new folder."""
     if (folder / "run.json").exists():
-        return json.loads((folder / "run.json").read_text())
+        there = json.loads((folder / "run.json").read_text())
+        stored = there["identity"]["config"]
+        stored["model"] = migrated_model(stored["model"], there.get("schema_version", 1))
+        return there
     if not (folder / "config.json").exists():
         return None
     return {"run_id": None, "identity": {"config": identity(read_config(folder), (), "")["config"]}}
@@ -184,6 +205,8 @@ def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], he
         found.append(f"the records in {config.data.source}, or their shares")
     if "prompt" in there and there["prompt"] != here["prompt"]:
         found.append("the tokenizer or how prompts are written")
+    if there.get("packing", 1) != here.get("packing", 1):  # another order of the same records: no reason to refuse
+        distributed.log(f"{folder} began with another version's order of the data; it goes on in this version's")
     base = read_base(folder)
     origin = storage.absolute(config.init_from) if config.init_from else None
     began = None if base is None else base.folder

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import flops, hlo
+from benchmarks import hlo
 from configs import stage2
 from data_pipeline.batch import collate
 from llamo_jax import runs, sharding
 from llamo_jax.config import MeshConfig
+from llamo_jax.training.flops import minimal_flops
 from llamo_jax.training.program import abstract_batches, batch_shape, make_program
 from tests import helpers
 
@@ -65,6 +66,35 @@ def test_convolutions_that_are_products(window, shapes, expected):
     assert hlo.analyse(text).matmul_flops == expected
 
 
+def test_a_gather_that_is_fused_with_products_counts_once():
+    """XLA for TPUs writes it in the fusions of its start, of each step in a loop, and of its end, with one channel."""
+    gather = "%g = bf16[16,64]{1,0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}"
+    text = f"""%start (p: bf16[4,64]) -> (bf16[4,64], bf16[16,64]) {{
+  %p = bf16[4,64]{{1,0}} parameter(0)
+  {gather}
+  ROOT %c = (bf16[4,64]{{1,0}}, bf16[16,64]{{1,0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}}
+
+%step (p: bf16[4,64]) -> bf16[16,64] {{
+  %p = bf16[4,64]{{1,0}} parameter(0)
+  ROOT {gather}
+}}
+
+%other (p: bf16[4,64]) -> bf16[16,64] {{
+  %p = bf16[4,64]{{1,0}} parameter(0)
+  ROOT {gather.replace("channel_id=7", "channel_id=8")}
+}}
+
+ENTRY %main (a: bf16[4,64]) -> bf16[16,64] {{
+  %a = bf16[4,64]{{1,0}} parameter(0)
+  %one = (bf16[4,64]{{1,0}}, bf16[16,64]{{1,0}}) fusion(%a), kind=kCustom, calls=%start
+  %two = bf16[16,64]{{1,0}} fusion(%a), kind=kCustom, calls=%step
+  %three = bf16[16,64]{{1,0}} fusion(%a), kind=kCustom, calls=%step
+  ROOT %four = bf16[16,64]{{1,0}} fusion(%a), kind=kCustom, calls=%other
+}}"""
+    assert hlo.analyse(text).collective_bytes == {"all-gather": 2 * 16 * 64 * 2}
+
+
 def test_loops_that_the_compiler_unrolled():
     """A collective matrix product: its counter grows by 2, and is compared with 8."""
     text = """%body (p: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
@@ -108,7 +138,7 @@ def test_nothing_is_spent_on_gradients_of_frozen_weights(remat):
     batches = abstract_batches(collate([], shape), mesh)
     compiled = program.train_step.lower(program.state, program.frozen, batches).compile()
     found = hlo.analyse(compiled.as_text()).matmul_flops
-    parts = flops.minimal_flops(model, shape, program.state.trained)
+    parts = minimal_flops(model, shape, program.state.trained)
     needed = sum(part.total() for part in parts.values())
     again = parts["decoder_layers"].forward if remat == "full" else 0
     assert needed * 0.95 < found < (needed + again) * 1.06

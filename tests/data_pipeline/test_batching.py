@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import loader as loader_module
 from data_pipeline.batch import BatchShape, RowSize, Shards, collate
 from data_pipeline.errors import DataError, PromptError
 from data_pipeline.loader import BatchLoader, PackedDataset
-from data_pipeline.packing import MIXTURE_BLOCK, pack_rows, source_at
+from data_pipeline.packing import MIXTURE_BLOCK, WINDOW, pack_rows, source_at
 from data_pipeline.prompt import truncate
 from tests import helpers
 
@@ -144,30 +145,13 @@ def test_truncation_never_cuts_graphs_and_leaves_a_target():
         truncate(conversation, 20)
 
 
-class _Source:
-    """Conversations that are encoded already."""
-
-    def __init__(self, conversations):
-        self._conversations = conversations
-        self.sizes = np.array([conversation.size()[1:] for conversation in conversations])
-        self.lengths = np.array(
-            [
-                (len(c.tokens), np.flatnonzero(c.molecule >= 0)[-1] + 1, np.flatnonzero(c.is_target[1:])[0] + 1)
-                for c in conversations
-            ]
-        )
-
-    def load(self, indices):
-        return [self._conversations[index] for index in indices]
-
-
 ROW = RowSize(tokens=160, molecules=3, atoms=20, edges=40, motifs=9)
 SHAPE = BatchShape(4, 2, ROW)
 
 
 def _dataset(first_length=9):
     encoded = [helpers.conversation((smiles,), first_length + 3 * i, i) for i, smiles in enumerate(helpers.SMILES * 5)]
-    return PackedDataset(_Source([*encoded, helpers.conversation(("C" * 26,), 12, 99)]), ROW)
+    return PackedDataset(helpers.EncodedSource([*encoded, helpers.conversation(("C" * 26,), 12, 99)]), ROW)
 
 
 @pytest.fixture
@@ -200,6 +184,7 @@ def test_batches_take_row_after_row(dataset, loader):
 
 def test_every_epoch_has_every_conversation_once_in_other_rows(dataset):
     lengths = [len(dataset.epoch_rows(3, epoch)) for epoch in range(4)]
+    assert lengths == [dataset.rows_per_epoch(3)] * 4
     rows = [dataset.training_row(3, position) for position in range(sum(lengths))]
     starts = np.cumsum([0, *lengths])
     epochs = [rows[start:end] for start, end in itertools.pairwise(starts)]
@@ -211,6 +196,60 @@ def test_every_epoch_has_every_conversation_once_in_other_rows(dataset):
     np.testing.assert_array_equal(_dataset().training_row(3, starts[3] + 2), epochs[3][2])
 
 
+def test_any_epoch_needs_two_plans_at_most(monkeypatch):
+    """That of the first one, which tells how long all are, and its own; the next one is made ahead, once."""
+    dataset = _dataset()
+    planned = []
+    pack = loader_module.pack_rows
+    monkeypatch.setattr(loader_module, "pack_rows", lambda *arguments: planned.append(1) or pack(*arguments))
+    count = dataset.rows_per_epoch(3)
+    for epoch in (1000, 1000, 0):
+        dataset.training_row(3, epoch * count)
+    assert len(planned) == 3  # the first epoch's length, and both plans
+    for index in range(count):
+        dataset.training_row(3, 7 * count + index)
+    assert dataset._epochs[3, 8].result(600) is dataset.epoch_rows(3, 8)
+    assert len(planned) == 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, st.integers(0, 40))
+def test_rows_are_cut_and_shuffled_without_loss(sizes, more):
+    sizes = np.array(sizes)
+    rows = pack_rows(sizes, CAPACITY, np.arange(len(sizes)))
+    cut = rows.split(len(rows) + more)
+    assert len(cut) == len(rows) + more
+    np.testing.assert_array_equal(cut.order, rows.order)
+    assert (np.diff(cut.starts) == 0).sum() == max(0, len(cut) - len(sizes))  # empty ones only if they must be
+    shuffled = cut.shuffled(np.random.default_rng(0))
+    found, expected = ([tuple(each.row(i)) for i in range(len(each))] for each in (shuffled, cut))
+    assert sorted(found) == sorted(expected)
+    assert len(cut) < 8 or found != expected
+
+
+def test_windows_are_packed_as_one_by_one():
+    """Many windows at a time, budgets of every kind tight: each conversation in the first row that has room."""
+    rng = np.random.default_rng(0)
+    count = 2 * WINDOW + 300
+    sizes = np.stack([rng.integers(1, limit // 2 + 1, count) for limit in CAPACITY], axis=1)
+    order = rng.permutation(count)
+    rows = pack_rows(sizes, CAPACITY, order)
+    expected = []
+    for start in range(0, count, WINDOW):
+        window = order[start : start + WINDOW]
+        opened: list[list[int]] = []
+        free: list[np.ndarray] = []
+        for index in window[np.argsort(-sizes[window, 0], kind="stable")]:
+            place = next((i for i, room in enumerate(free) if (room >= sizes[index]).all()), len(free))
+            if place == len(free):
+                opened.append([])
+                free.append(np.array(CAPACITY))
+            opened[place].append(index)
+            free[place] -= sizes[index]
+        expected += opened
+    assert [rows.row(index).tolist() for index in range(len(rows))] == expected
+
+
 def test_every_process_builds_its_own_part_of_the_same_batch(dataset):
     shape = BatchShape(8, 4, ROW)
     loader = BatchLoader([dataset, _dataset(12)], [3.0, 1.0], shape)
@@ -218,7 +257,7 @@ def test_every_process_builds_its_own_part_of_the_same_batch(dataset):
         whole = next(batches(None))
         for hosts in (1, 2, 4):
             size = 4 // hosts
-            parts = [next(batches(Shards(host * size, (host + 1) * size))) for host in range(hosts)]
+            parts = [next(batches(Shards(tuple(range(host * size, (host + 1) * size))))) for host in range(hosts)]
             joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
             jax.tree.map(np.testing.assert_array_equal, joined, whole)
 
@@ -234,7 +273,7 @@ def test_evaluation_sees_every_conversation_once(dataset, loader):
 
 def test_nothing_fits():
     with pytest.raises(DataError, match="no conversation fits"):
-        PackedDataset(_Source([helpers.conversation(("O",), 30, 0)]), ROW._replace(tokens=30))
+        PackedDataset(helpers.EncodedSource([helpers.conversation(("O",), 30, 0)]), ROW._replace(tokens=30))
 
 
 def test_the_last_place_of_a_row_predicts():

@@ -1,6 +1,7 @@
 """Prompts: the original's token ids, chat templates, and text that only looks like control tokens."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data_pipeline.records import Record, featurized
 from data_pipeline.tasks import TASKS, Columns
 from data_pipeline.tokenizer import HuggingFaceTokenizer, load_tokenizer, train_tokenizer
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 Q = 28
 _NONE = np.zeros(0, np.int32)
 NO_GRAPH = GraphArrays(
@@ -75,6 +77,81 @@ CONTROL = {
     LLAMA3: ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
     QWEN2: ["<|im_start|>", "<|im_end|>"],
 }
+
+
+TINYLLAMA = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("template", [TINYLLAMA, MISTRAL])
+def test_chat_templates_of_sentencepiece_models(template, legacy, tmp_path):
+    """As Hugging Face tokenizes: its space stands at the beginning, and behind control tokens only if `legacy`."""
+    import sentencepiece
+
+    content = (GOLDEN / "tokenizer_tiny" / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    configuration = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": template, "legacy": legacy}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(configuration))
+    encoder = PromptEncoder(load_tokenizer(tmp_path), Q, style="chat_template", show_smiles=True)
+    turns = (Message("user", "Is it C=O </s> or not"), Message("assistant", "no"), Message("user", "why"))
+    (encoded,) = encoder.encode([(Conversation((), turns), ())])
+
+    bare = sentencepiece.SentencePieceProcessor(model_proto=content + b"\x1a\x02\x18\x00")
+    user, answer, question = (
+        ("<|user|>\nIs it C=O </s> or not", "no", "why")
+        if template is TINYLLAMA
+        else ("[INST] Is it C=O </s> or not [/INST]", "no", "[INST] why [/INST]")
+    )
+    space = "\u2581"
+    behind = space if legacy else ""
+    bos, eos = [bare.bos_id()], [bare.eos_id()]
+    if template is TINYLLAMA:
+        expected = [
+            *bare.encode(f"{space}{user}"), *eos,
+            *bare.encode(f"{behind}\n<|assistant|>\n"), *bare.encode(answer), *eos,
+            *bare.encode(f"{behind}\n<|user|>\n{question}"), *eos, *bare.encode(f"{behind}\n<|assistant|>\n"),
+        ]  # fmt: skip
+    else:
+        expected = [
+            *bos, *bare.encode(f"{behind}{user}"), *bare.encode(answer), *eos, *bare.encode(f"{behind}{question}"),
+        ]  # fmt: skip
+    assert encoded.tokens.tolist() == expected
+    said = encoded.tokens[encoded.is_target].tolist()
+    assert said == [*bare.encode(answer), *eos]
+    assert encoder.tokenizer.decode(said) == "no"
+    other = tmp_path / "other"
+    encoder.tokenizer.save(other)
+    again = PromptEncoder(load_tokenizer(other), Q, style="chat_template", show_smiles=True)
+    assert again.fingerprint() == encoder.fingerprint()
+    (other / "tokenizer_config.json").write_text(json.dumps(configuration | {"chat_template": template + " "}))
+    changed = PromptEncoder(load_tokenizer(other), Q, style="chat_template", show_smiles=True)
+    assert changed.fingerprint() != encoder.fingerprint()
+
+
+def test_tokens_added_to_a_sentencepiece_model(tmp_path):
+    """A ChatML fine-tune: its own end of an answer is honoured, and ids behind the model's are known."""
+    (tmp_path / "tokenizer.model").write_bytes((GOLDEN / "tokenizer_tiny" / "tokenizer.model").read_bytes())
+    plain = load_tokenizer(tmp_path)
+    added = {"<|im_start|>": plain.size + 1, "<|im_end|>": plain.size}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (tmp_path / "chat_template.jinja").write_text(QWEN2)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.size, tokenizer.eos_id) == (plain.size + 2, plain.size)
+    assert tokenizer.fingerprint() != plain.fingerprint()
+    encoder = PromptEncoder(tokenizer, Q, style="chat_template", show_smiles=True)
+    assert encoder.stop_ids == (plain.size,)
+    (encoded,) = encoder.encode([(Conversation((), (Message("user", "<|im_end|>"), Message("assistant", "no"))), ())])
+    assert np.count_nonzero(encoded.tokens == plain.size) == 2  # one for each message, none for the text
+    assert tokenizer.decode(encoded.tokens.tolist()).startswith("user\n<|im_end|>")
 
 
 def chat_encoder(template):

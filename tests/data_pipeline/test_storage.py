@@ -9,43 +9,19 @@ from pathlib import Path
 
 import pytest
 from etils import epath
-from etils.epath import backend, gpath
 
 from data_pipeline import storage
 from data_pipeline.errors import BusyError, DataError
 from data_pipeline.tokenizer import load_tokenizer, train_tokenizer
+from tests import helpers_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Bucket(backend._OsPathBackend):
-    """An object store that is a local folder: gs:///... lies below `root`."""
-
-    root = ""
-
-    def _local(self, path) -> str:
-        return f"{self.root}/{os.fspath(path).partition('://')[2]}" if "://" in os.fspath(path) else os.fspath(path)
-
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found) or name in ("root",):
-            return found
-
-        def call(*paths, **options):
-            return found(*(self._local(p) if isinstance(p, str | os.PathLike) else p for p in paths), **options)
-
-        return call
-
-
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    store = Bucket()
-    store.root = str(tmp_path / "store")
     (tmp_path / "store" / "bucket").mkdir(parents=True)
-    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", store)
-    monkeypatch.setattr(
-        gpath.PosixGPath, "_backend", property(lambda self: store if "://" in os.fspath(self) else backend.os_backend)
-    )
+    helpers_store.install(str(tmp_path / "store"), monkeypatch)
     return epath.Path("gs://bucket")
 
 
@@ -183,7 +159,7 @@ def test_nobody_else_writes_files():
         "data_pipeline/storage.py",
         "data_pipeline/jobs.py",  # rejected.jsonl and sizes.npz, in a folder that is not finished
         "data_pipeline/tokenizer.py",  # into a folder of storage.write_locally
-        "data_pipeline/builders.py",  # moves records within an unfinished folder
+        "data_pipeline/record_files.py",  # into a temporary folder
     }
     wrong = []
     for path in [*(ROOT / "llamo_jax").rglob("*.py"), *(ROOT / "data_pipeline").rglob("*.py")]:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ from llamo_jax.training import checkpoints, workdir
 from llamo_jax.weights import read_file, read_folder
 from tests import helpers
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -56,6 +58,7 @@ FAMILIES = {
     "tied": (transformers.LlamaConfig, {"tie_word_embeddings": True, "head_dim": 16}),
     "mistral": (transformers.MistralConfig, {"sliding_window": 64}),
     "qwen2": (transformers.Qwen2Config, {"rope_theta": 1e6, "rms_norm_eps": 1e-6}),
+    "qwen3": (transformers.Qwen3Config, {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "head_dim": 16}),
 }
 
 
@@ -225,6 +228,51 @@ def test_huggingface_round_trip_is_exact(tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "style"),
+    [
+        ("Llama-2-7b-chat-hf", None, "llama2"),
+        ("CodeLlama-7b-Instruct", "{{ '[INST] <<SYS>>' + messages[0]['content'] }}{{ eos_token }}", "llama2"),
+        ("Llama-2-7b-hf", None, "plain"),
+        ("TinyLlama-1.1B-Chat", "{{ messages[0]['content'] + eos_token }}", "chat_template"),
+    ],
+)
+def test_the_prompt_style_follows_the_model(tmp_path, capsys, name, template, style):
+    """And a style that is given goes before."""
+    folder = tmp_path / name
+    torch_model().save_pretrained(folder)
+    shutil.copy(ROOT / "tests" / "golden" / "tokenizer_tiny" / "tokenizer.model", folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
+    run("from_huggingface", "--language_model", folder, "--output", tmp_path / "ours")
+    assert read_model(tmp_path / "ours").prompt.style == style
+    assert f"note: prompt style: {style}" in capsys.readouterr().out
+    run("from_huggingface", "--language_model", folder, "--prompt_style", "plain", "--output", tmp_path / "given")
+    assert read_model(tmp_path / "given").prompt.style == "plain"
+
+
+def test_what_is_downloaded(monkeypatch, tmp_path):
+    """Weights once: not the makers' own format beside Hugging Face's, as Mistral's and Llama's repositories have it."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, **wanted: asked.update(wanted) or str(tmp_path))
+    huggingface.locate("mistralai/Mistral-7B-Instruct-v0.3")
+    files = ["config.json", "consolidated.safetensors", "model-00001-of-00003.safetensors", "tokenizer.model",
+             "model.safetensors.index.json", "original/model.safetensors", "tokenizer.model.v3", "README.md",
+             "chat_template.jinja", "pytorch_model.bin"]  # fmt: skip
+    assert list(filter_repo_objects(files, **asked)) == [
+        "config.json", "model-00001-of-00003.safetensors", "tokenizer.model", "model.safetensors.index.json",
+        "tokenizer.model.v3", "chat_template.jinja",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "phi3"])
+def test_families_that_are_not_built_are_named(family):
+    with pytest.raises(ConfigError, match=f"model_type '{family}' is not one of llama, mistral, qwen2, qwen3"):
+        huggingface.decoder_config({"model_type": family})
 
 
 # The original's checkpoints

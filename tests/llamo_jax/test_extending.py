@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.flops import minimal_flops
 from configs import stage2
 from data_pipeline.batch import BatchShape
 from llamo_jax import parameters, runs
@@ -23,6 +22,7 @@ from llamo_jax.models.folder import read_model
 from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
 from llamo_jax.models.projectors import PROJECTORS
 from llamo_jax.training.checkpoints import Checkpoints
+from llamo_jax.training.flops import minimal_flops
 from tests import helpers
 from tests.llamo_jax.test_training import losses, small_run
 

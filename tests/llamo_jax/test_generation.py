@@ -1,5 +1,11 @@
 """Greedy decoding and what is built on it."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +28,8 @@ from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import define_model
 from tests import helpers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +146,36 @@ def test_chat_prints_the_answer(trained, capsys):
     chat.main(["--checkpoint", str(trained), "--smiles", "CCO", "--question", "What is it?", "--max_new_tokens", "12"])
     expected = Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=12)).ask("What is it?", smiles=["CCO"])
     assert capsys.readouterr().out.splitlines()[-1:] == [expected.splitlines()[-1]]
+
+
+def test_a_second_start_compiles_nothing(trained, tmp_path):
+    """The same command twice, each in a process of its own: the second finds every program in the cache."""
+    code = """
+        import sys
+        import jax
+
+        missed = []
+        def listen(name, **_):
+            if "cache_misses" in name:
+                missed.append(name)
+
+        jax.monitoring.register_event_listener(listen)
+        from llamo_jax.apps import chat
+
+        chat.main(sys.argv[1:])
+        print("compiled", len(missed))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), "--checkpoint", str(trained), "--smiles", "CCO"]
+    command += ["--question", "What is it?", "--max_new_tokens", "4"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    counts = []
+    for _ in range(2):
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=True
+        )
+        counts.append(int(result.stdout.split()[-1]))
+    assert counts[0] > 5
+    assert counts[1] == 0
 
 
 @pytest.mark.parametrize(

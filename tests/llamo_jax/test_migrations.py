@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import stage2
+from configs import stage1, stage2
 from llamo_jax import checksums, runs
+from llamo_jax.config import ConfigError
 from llamo_jax.convert import official
 from llamo_jax.models import LLaMo
 from llamo_jax.models.folder import read_model
@@ -31,7 +32,27 @@ def test_every_version_is_kept():
 def test_the_configuration_of_a_run(tmp_path, version):
     """All versions wrote the same run: stage 2 of `tiny`."""
     shutil.copy(STORED / str(version) / "run.json", tmp_path / "config.json")
-    assert workdir.read_config(tmp_path) == runs.read_config(stage2.get_config())
+    today = stage2.get_config()
+    if version < 3:  # what those versions did, where today's default is another
+        today.train.update({"eval_batches": 0, "stall_seconds": 0})
+    assert workdir.read_config(tmp_path) == runs.read_config(today)
+
+
+def test_a_run_of_version_2_goes_on(few, tmp_path):
+    """Its identity lacks fields of the model that came later; a difference is still found."""
+    values = stage1.get_config()
+    values.update_from_flattened_dict({"data.source": str(few / "description"), "sample_smiles": (), "train.steps": 1})
+    values.train.update({"log_every": 1, "eval_every": 1, "checkpoint_every": 1, "warmup_steps": 0})
+    runs.train(runs.read_config(values), tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    content = json.loads(path.read_text())
+    del content["identity"]["config"]["model"]["language_model"]["qk_norm"]
+    path.write_text(json.dumps(content | {"schema_version": 2}))
+    values.train.steps = 2
+    assert int(runs.train(runs.read_config(values), tmp_path / "run").step) == 2
+    values.model.language_model.qk_norm = True
+    with pytest.raises(ConfigError, match=r"what differs: config.model.language_model.qk_norm"):
+        runs.train(runs.read_config(values), tmp_path / "run")
 
 
 def test_settings_that_were_legal_once(tmp_path):

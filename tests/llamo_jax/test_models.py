@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from data_pipeline.batch import BatchShape, RowSize, collate
 from llamo_jax import parameters, sharding
 from llamo_jax.config import ConfigError, MeshConfig
 from llamo_jax.generation import few_rows
 from llamo_jax.models import LlamaDecoder, quantization
-from llamo_jax.models.attention import attention, causal_mask, choose_kernel, splash_attention
+from llamo_jax.models.attention import attention, causal_mask, choose_kernel, segment_attention, splash_attention
 from llamo_jax.models.definition import define_model
 from llamo_jax.models.llama import RopeScaling, rope_tables
 from llamo_jax.models.lora import add_adapters
@@ -213,6 +214,37 @@ def test_splash_attention_equals_plain_attention_on_packed_segments(dtype, toler
             )
 
 
+def on_a(platform: str):
+    """A context in which programs are compiled for such devices."""
+    device = jax.sharding.AbstractDevice("some kind", None, {"gpu": "cuda"}.get(platform, platform))
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device))
+
+
+def test_cudnn_is_told_that_attention_is_causal(monkeypatch):
+    """So that it leaves out what lies above the diagonal; XLA with the same arguments gives what `attention` does."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, 32, 4, 16), "bfloat16")
+    k, v = (jax.random.normal(key, (2, 32, 2, 16), "bfloat16") for key in keys[1:])
+    segments = jnp.stack([jnp.repeat(jnp.array([1, 2, 3, 0]), 8), jnp.full(32, 1)])
+    with on_a("gpu"):
+        attend = segment_attention("auto", segments, 16, q.dtype)
+    (kernel,) = [
+        equation
+        for equation in jax.make_jaxpr(attend)(q, k, v).jaxpr.eqns[-1].params["call_jaxpr"].eqns
+        if "attention_fwd" in str(equation.primitive)
+    ]
+    assert kernel.params["mask_type"] == cudnn.MaskType.CAUSAL
+    ours = attention(q, k, v, causal_mask(segments)).astype(jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own code
+        theirs = attend.func(q, k, v, **attend.keywords | {"implementation": "xla"}).astype(jnp.float32)
+    assert np.all(np.isfinite(theirs))
+    real = segments > 0
+    np.testing.assert_allclose(theirs[real], ours[real], atol=2e-2)
+
+
 def test_attention_kernels_are_chosen_by_device_and_size():
     bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
     assert choose_kernel("auto", 512, 128, bfloat16) == "xla"
@@ -220,15 +252,51 @@ def test_attention_kernels_are_chosen_by_device_and_size():
         ("tpu", (512, 128, bfloat16), "splash"),
         ("tpu", (500, 128, bfloat16), "xla"),
         ("gpu", (500, 128, bfloat16), "cudnn"),
+        ("gpu", (501, 128, bfloat16), "xla"),
         ("gpu", (512, 128, float32), "xla"),
         ("gpu", (512, 256, bfloat16), "xla"),
     ):
-        device = jax.sharding.AbstractDevice("some kind", None, {"gpu": "cuda"}.get(platform, platform))
-        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        with on_a(platform):
             assert choose_kernel("auto", *sizes) == expected
     for kernel, length in (("splash", 500), ("cudnn", 512)):
         with pytest.raises(ConfigError, match=r"config\.model\.attention"):
             choose_kernel(kernel, length, 128, bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("spec", [None, (None, "fsdp", "tensor"), (None, "tensor", "fsdp")])
+def test_stacks_are_quantized_in_pieces_as_at_once(kind, spec):
+    """On every mesh, and each part stays where the matrix' part was."""
+    kernel = jax.random.normal(jax.random.key(0), (2, 256, 96), jnp.bfloat16)
+    values, scale = quantization.quantize(kernel, kind)
+    if spec is not None:
+        mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+        kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(*spec)))
+    names = {"layers/query/kernel_values", "layers/query/kernel_scale"}
+    found = quantization.quantize_arrays({"layers/query/kernel": kernel}, names, kind)
+    assert set(found) == names
+    ours = found["layers/query/kernel_values"]
+    np.testing.assert_array_equal(np.asarray(ours).astype(int), np.asarray(values).astype(int))
+    np.testing.assert_array_equal(found["layers/query/kernel_scale"], scale)
+    assert ours.dtype == values.dtype
+    if spec is not None:
+        assert ours.sharding.is_equivalent_to(kernel.sharding, 3)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantizing_takes_less_memory_than_two_layers(kind):
+    """Of the largest stack of Llama-2-7B, compiled and not run; at once it would be 9 to 141 bytes an element."""
+    shape = (32, 4096, 1, 16, 688)
+    dtype = jnp.int8 if kind == "int8" else jnp.uint4
+    values = jax.ShapeDtypeStruct(shape, dtype)
+    scale = jax.ShapeDtypeStruct((32, 1 if kind == "int8" else 64, 1, 16, 688), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((32, 4096, 11008), jnp.bfloat16)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = quantization._quantize_piece.lower(values, scale, kernel, number, number, kind).compile()
+    memory = compiled.memory_analysis()
+    layer = 4096 * 11008 * 2
+    assert memory.temp_size_in_bytes < 2 * layer
+    assert memory.alias_size_in_bytes >= 0.99 * memory.output_size_in_bytes  # the result is filled in place
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.02), ("nf4", 0.25)])

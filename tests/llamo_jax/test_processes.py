@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -46,6 +47,10 @@ def launch(arguments: list[str], environment: dict[str, str], log: Path) -> None
     os.environ.update(environment)
     if "UNREADABLE_STEP" in environment:
         make_unreadable(int(environment["UNREADABLE_STEP"]))
+    if "STALLED_BATCH" in environment:
+        stall(int(environment["STALLED_BATCH"]))
+    if "INTERLEAVED" in environment:
+        interleave_devices()
     sys.argv = ["launch.py", *arguments]
     runpy.run_path("launch.py", run_name="__main__")
 
@@ -64,6 +69,33 @@ def make_unreadable(step: int) -> None:
     checkpoints.Checkpoints._verify = failing
 
 
+def stall(batch: int) -> None:
+    """In this process alone, the rows of a batch are never read: as on a file system that hangs."""
+    from data_pipeline.loader import BatchLoader
+
+    places = BatchLoader._places
+
+    def hanging(self, seed, step, positions):
+        if step == batch:
+            time.sleep(100_000)
+        return places(self, seed, step, positions)
+
+    BatchLoader._places = hanging
+
+
+def interleave_devices() -> None:
+    """Meshes take a device of each process in turn, as a torus does: no process has neighbouring batch shards."""
+    from jax.experimental import mesh_utils
+
+    create = mesh_utils.create_device_mesh
+
+    def interleaved(sizes, devices, **settings):
+        half = len(devices) // 2
+        return create(sizes, [device for pair in zip(devices[:half], devices[half:], strict=True) for device in pair])
+
+    mesh_utils.create_device_mesh = interleaved
+
+
 class Job:
     """`launch.py` in several processes, by default with eight devices in all."""
 
@@ -76,9 +108,13 @@ class Job:
         devices: int = 8,
         config: str = "stage1",
         unreadable: int | None = None,
+        interleaved: bool = False,
+        stalled: int | None = None,
         **settings: object,
     ):
-        """unreadable: a step whose checkpoint the last process cannot read."""
+        """unreadable: a step whose checkpoint the last process cannot read; interleaved: see interleave_devices;
+        stalled: a batch for which the last process waits forever.
+        """
         self.workdir = workdir
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -92,6 +128,13 @@ class Job:
             "XDG_CACHE_HOME": str(few / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+        if interleaved:
+            environment["INTERLEAVED"] = "1"
+        of_the_last = {
+            name: str(value)
+            for name, value in (("UNREADABLE_STEP", unreadable), ("STALLED_BATCH", stalled))
+            if value is not None
+        }
         context = multiprocessing.get_context("forkserver")
         # children start without importing; nothing of this touches a device
         context.set_forkserver_preload(["tensorflow", "transformers.models.auto.tokenization_auto", __name__])
@@ -100,9 +143,7 @@ class Job:
             own = [f"--coordinator_address={address}", f"--num_processes={processes}", f"--process_id={number}"]
             log = workdir.parent / f"{workdir.name}.{number}.log"
             log.unlink(missing_ok=True)
-            of_this = dict(environment)
-            if unreadable is not None and number == processes - 1:
-                of_this["UNREADABLE_STEP"] = str(unreadable)
+            of_this = environment | (of_the_last if number == processes - 1 else {})
             process = context.Process(target=launch, args=(command + own, of_this, log))
             process.start()
             self.processes.append(process)
@@ -170,13 +211,14 @@ def survived(few, undisturbed):
     The second is killed after the first checkpoint; started again, it is asked to stop after the second one.
     """
     workdir = undisturbed.parent / "two"
-    job = Job(workdir, few, 2, train__steps=100_000)
+    job = Job(workdir, few, 2, interleaved=True, train__steps=100_000)
     job.until(7)
     job.processes[1].kill()
     assert job.wait() == [1, -signal.SIGKILL], job.output(0)
-    last = job.output(0).splitlines()[-1]
-    assert last.startswith("launch.py: process 0 of 2 stops: process 1 has sent no heartbeat")
-    assert "start all processes again to continue: python launch.py --config" in last
+    lines = job.output(0).splitlines()
+    assert "2 processes, 8 x cpu; mesh data=1 fsdp=8 tensor=1; 1 row per device" in lines
+    assert lines[-1].startswith("launch.py: process 0 of 2 stops: process 1 has sent no heartbeat")
+    assert "start all processes again to continue: python launch.py --config" in lines[-1]
     for checkpoint in (workdir / "checkpoints").iterdir():  # it may have come further than the second
         if checkpoint.name != "5":
             shutil.rmtree(checkpoint)
@@ -185,7 +227,8 @@ def survived(few, undisturbed):
     job = Job(workdir, few, 2, train__steps=100_000, train__checkpoint_every=1_000)
     job.until(10)
     job.processes[1].terminate()
-    assert job.wait() == [0, 0], job.output(0)
+    # not 0, or the scheduler would take the run for finished
+    assert job.wait() == [os.EX_TEMPFAIL] * 2, job.output(0)
     assert "continuing from step 5 of 100000" in job.output(0)
     assert "stopped after step" not in job.output(1)  # one process speaks
     return job, half
@@ -248,6 +291,19 @@ def test_two_processes_answer_like_one(few, undisturbed, tmp_path):
     del ours["graph_use"], theirs["graph_use"]
     assert ours.pop("group_questions") == pytest.approx(theirs.pop("group_questions"), abs=1e-4)
     assert ours == theirs
+
+
+def test_a_process_that_stands_still_is_named(few, undisturbed):
+    """The data of one of two never come: both stop, and say who is behind."""
+    job = Job(undisturbed.parent / "still", few, 2, stalled=3, train__stall_seconds=60)
+    assert job.wait() == [1, 1], job.output(0)
+    for number in range(2):
+        last = job.output(number).splitlines()[-1]
+        assert re.match(
+            rf"launch.py: process {number} of 2 stops: nothing was done for \d+ s; process 1 is behind, at step \d, "
+            r"while others are at \d; start all processes again to continue: python launch.py",
+            last,
+        ), last
 
 
 def test_wrong_processes_are_one_line():

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from configs import stage1, stage2
 from configs.presets import PRESETS
-from llamo_jax import distributed, runs, sharding
+from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig
 from llamo_jax.models import layers
 from llamo_jax.models.definition import initial_arrays
@@ -117,45 +117,6 @@ def copies(array: jax.Array) -> int:
 
 def check(ours, theirs):
     assert ours == theirs
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, False),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
-        ({"MEGASCALE_COORDINATOR_ADDRESS": "host-0"}, True),
-    ],
-)
-def test_clusters_are_recognised(environment, expected, monkeypatch):
-    for name in ("SLURM_PROCID", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    found = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: found.append(given))
-    distributed.initialize()
-    assert found == ([(None, None, None)] if expected else [])
-
-
-def test_addresses_come_from_flags_or_the_environment(monkeypatch):
-    found = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **_: found.append(given))
-    distributed.initialize("host:1", 4, 2)
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:2")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(ConfigError, match="need all of"):
-        distributed.initialize()
-    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
-    distributed.initialize()
-    assert found == [("host:1", 4, 2), ("host:2", 2, 1)]
-    monkeypatch.setenv("JAX_PROCESS_ID", "x")
-    with pytest.raises(ConfigError, match="JAX_PROCESS_ID='x' is not a number"):
-        distributed.initialize()
 
 
 if __name__ == "__main__":
