@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
-PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+# One more than there are cores: tests of several processes wait for a good part of their time.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup
 
 .PHONY: train check test test-all lint docs clean
 

@@ -18,6 +18,8 @@ from llamo_jax import clusters
 from llamo_jax.config import ConfigError
 
 _HEARTBEATS = "llamo_jax/heartbeats"
+_STALLED = "llamo_jax/stalled"
+"""Folders of the key-value store: each process' last heartbeat, and what the first to notice says of a stall."""
 
 COMMON = 64
 """Numbers that processes compare at a time."""
@@ -180,6 +182,7 @@ def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
     client: Any = global_state.client
     mine, count = jax.process_index(), jax.process_count()
     beats: dict[int, str] = {}
+    stalled: list[str] = []
     heard = {process: ("", time.monotonic()) for process in range(count) if process != mine}
     moves, moved_at = _pace.moves, time.monotonic()
     for number in itertools.count():
@@ -187,10 +190,13 @@ def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
             if client is not None:
                 client.key_value_set(f"{_HEARTBEATS}/{mine}", f"{number} {_pace.step}", allow_overwrite=True)
                 beats = {int(name.rpartition("/")[2]): beat for name, beat in client.key_value_dir_get(_HEARTBEATS)}
+                stalled = [said for _, said in client.key_value_dir_get(_STALLED)]
         except Exception as error:  # the coordinator lives in process 0; its client raises several types
             if not done.is_set():
                 stop(f"process {mine} of {count} stops: process 0 is gone ({str(error).splitlines()[0][:120]})")
             return
+        if stalled and not done.is_set():
+            stop(f"process {mine} of {count} stops: {stalled[0]}")
         now = time.monotonic()
         for process, (last, since) in heard.items():
             beat_of = beats.get(process, "")
@@ -204,7 +210,12 @@ def _watch(done: threading.Event, stop: Callable[[str], NoReturn]) -> None:
             moves, moved_at = _pace.moves, now
         elif now - moved_at > _pace.limit and not done.is_set():
             steps = {process: int(beat.split()[1]) for process, beat in beats.items()} | {mine: _pace.step}
-            stop(f"process {mine} of {count} stops: nothing was done for {now - moved_at:.0f} s; {_behind(steps)}")
+            said = f"nothing was done for {now - moved_at:.0f} s; {_behind(steps)}"
+            if client is not None:
+                client.key_value_set(f"{_STALLED}/{mine}", said)
+                if mine == 0:  # it takes the store with it: the others must have read it
+                    time.sleep(SILENCE_SECONDS / 4)
+            stop(f"process {mine} of {count} stops: {said}")
         if done.wait(min(SILENCE_SECONDS / 10, _pace.limit / 4)):
             return
 
