@@ -615,6 +615,7 @@ def prompt(golden: Golden, result: Comparison, tokenizers: Sequence[str] = ("lla
         for case in filter(_well_formed, golden.json("prompt")["cases"]):
             row = {key: case[key] for key in ("smiles", "instruction", "output")}
             (conversation,) = TASKS["instruction"](list(row), Columns())(row)
+            assert isinstance(conversation, Conversation)
             tag = f"{name} {case['tag']}"
             result.equal(f"{tag} SMILES", conversation.smiles, (case["smiles"],))
             ids, is_target = _ids(encoder, conversation)

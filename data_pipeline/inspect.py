@@ -22,6 +22,7 @@ def describe_manifest(manifest: dict[str, Any]) -> str:
     lines += [f"  source    {source['name']}" for source in manifest.get("sources", ())]
     lines += [f"  {split:<9} {count:>10,} records" for split, count in manifest["splits"].items()]
     lines += [f"  rejected  {count:>10,} {reason}" for reason, count in manifest["rejected"].items()]
+    lines += [f"  missing   {count:>10,} {column}" for column, count in manifest.get("missing", {}).items()]
     for split, quantities in manifest["lengths"].items():
         ranks = list(next(iter(quantities.values())))
         lines += ["", f"{split} percentiles".ljust(22) + "".join(f"{rank:>8}" for rank in ranks)]

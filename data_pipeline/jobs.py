@@ -168,7 +168,7 @@ def prepare_records(
         def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
             del download_config
             serialized = {s: [serialize(record, vocabulary) for record in group] for s, group in by_split.items()}
-            shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}), settings.file_format)
+            shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}, Counter()), settings.file_format)
             return work, [0]
 
         manifest = {**identity, "rows": sum(map(len, sizes.values()))}
@@ -320,6 +320,7 @@ def _finish(
     reasons: Counter[str] = Counter()
     parts: dict[str, list[np.ndarray]] = {}
     tokens: dict[str, list[np.ndarray]] = {}
+    missing: Counter[str] = Counter()
     content = hashlib.sha256()
     with (partial / "rejected.jsonl").open("w") as file:
         for chunk in chunks:
@@ -329,13 +330,15 @@ def _finish(
                 parts.setdefault(split, []).append(np.array(rows, np.int32))
                 if split in outcome.get("lengths", {}):
                     tokens.setdefault(split, []).append(np.array(outcome["lengths"][split], np.int32))
+            missing.update(outcome.get("missing", {}))
             for row in outcome["rejected"]:
                 row = shards.Rejected(*row)
                 reasons[row.reason] += 1
                 file.write(json.dumps(row._asdict()) + "\n")
     sizes = {split: np.concatenate(parts[split]) for split in sorted(parts)}
     if not sizes:
-        raise DataError(f"none of the {reasons.total()} rows could be used: {dict(reasons)}")
+        without = f"; labels that are empty: {dict(missing)}" if missing else ""
+        raise DataError(f"none of the {manifest['rows']} rows could be used: {dict(reasons)}{without}")
     builder = BUILDERS[settings.task](
         make_shards=make_shards,
         vocabulary=vocabulary,
@@ -356,6 +359,7 @@ def _finish(
         "records": os.path.relpath(builder.data_dir, partial),
         "splits": {split: len(rows) for split, rows in sizes.items()},
         "rejected": dict(reasons.most_common()),
+        "missing": dict(missing.most_common()),
         "fingerprint": content.hexdigest(),
     }
     storage.write_text(partial / "manifest.json", json.dumps(manifest))

@@ -89,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
         manifest = prepare(inputs, options.output, settings, runner)
     except DataError as error:
         sys.exit(f"data_pipeline.prepare: {error}")
-    print(f"{options.output}: {manifest['splits']}; rejected: {manifest['rejected'] or 'none'}")
+    missing = f"; labels that are empty: {manifest['missing']}" if manifest.get("missing") else ""
+    print(f"{options.output}: {manifest['splits']}; rejected: {manifest['rejected'] or 'none'}{missing}")
 
 
 if __name__ == "__main__":

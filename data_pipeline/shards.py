@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -34,7 +35,7 @@ from data_pipeline.lengths import measured
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, featurized, record_features, record_size, serialize
-from data_pipeline.tasks import TASKS, Columns
+from data_pipeline.tasks import TASKS, Columns, Missing
 from data_pipeline.tokenizer import load_tokenizer
 
 MAX_DETAIL = 10_000
@@ -130,18 +131,22 @@ def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
 
 
 class Shard(NamedTuple):
-    """The records of a chunk, by split: serialised, their sizes and token lengths (or {}); and what was rejected."""
+    """The records of a chunk, by split: serialised, their sizes and token lengths (or {}).
+
+    rejected: what could not be used; missing: labels that were empty, by column.
+    """
 
     serialized: dict[str, list[bytes]]
     sizes: dict[str, list[tuple[int, int, int, int]]]
     rejected: list[Rejected]
     lengths: dict[str, list[list[int]]]
+    missing: Counter[str]
 
 
 def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None]) -> Shard:
     """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
     work = epath.Path(job.work)
-    serialized, sizes, rejected, lengths = shard = Shard({}, {}, [], {})
+    serialized, sizes, rejected, lengths, missing = shard = Shard({}, {}, [], {}, Counter())
     records: dict[str, list[Record]] = {}
     readers = [TASKS[job.task](found, job.columns) for found in job.found]
     for index, line in enumerate(rows_path(work, chunk).read_text().splitlines()):
@@ -162,6 +167,12 @@ def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable
             rejected.append(Rejected(key, "invalid SMILES", str(error)))
             continue
         for conversation in conversations:
+            if isinstance(conversation, Missing):
+                missing[conversation.column] += 1
+                continue
+            if isinstance(conversation, RowError):
+                rejected.append(Rejected(key, conversation.reason, detail))
+                continue
             try:
                 record = featurized(conversation)
             except InvalidMoleculeError as error:
@@ -186,7 +197,7 @@ def write_shard(work: epath.Path, chunk: int, shard: Shard, file_format: str) ->
     """Writes a chunk's records, then the sign that it is done."""
     for split, examples in shard.serialized.items():
         write_record_file(shard_path(work, chunk, split), examples, file_format)
-    outcome = {"sizes": shard.sizes, "rejected": shard.rejected, "lengths": shard.lengths}
+    outcome = {name: getattr(shard, name) for name in ("sizes", "rejected", "lengths", "missing")}
     storage.write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
 
 

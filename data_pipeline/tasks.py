@@ -76,8 +76,19 @@ RETRO_REQUESTS = (
 )
 GENERATION_REQUEST = "Give the SMILES of a molecule that fits this description: {}"
 
+
+class Missing(NamedTuple):
+    """A label that a row leaves empty: no conversation, and no fault either."""
+
+    column: str
+
+
+EMPTY = ("", "nan", "na", "n/a", "null", "none")
+"""What tables write where a label is not known, in lower case."""
+
 Row = Mapping[str, Any]
-RowReader = Callable[[Row], list[Conversation]]
+RowReader = Callable[[Row], Sequence[Conversation | Missing | RowError]]
+"""A row's conversations; in the property tasks, of each label one, or why there is none. Raises RowError for all."""
 
 
 def description_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -107,31 +118,25 @@ def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowRea
 
 
 def property_regression_reader(found: Sequence[str], columns: Columns) -> RowReader:
-    """Molecule and numbers: one conversation for each property, the answer is the number as the file writes it."""
+    """Molecule and numbers: one conversation for each known property, the answer as the file writes it."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     questions = {}
     for column in _targets(found, columns.targets, REGRESSION):
         phrase, unit = REGRESSION.get(column.lower(), Property(column))
         questions[column] = f"What is the {phrase} of this molecule{f', in {unit}' if unit else ''}?"
 
-    def read(row: Row) -> list[Conversation]:
-        return [_turn(_text(row, smiles), (ask,), _number(row, column)) for column, ask in questions.items()]
-
-    return read
+    return lambda row: _labels(row, smiles, questions, _number)
 
 
 def property_classification_reader(found: Sequence[str], columns: Columns) -> RowReader:
-    """Molecule and yes/no classes (1/0, true/false, yes/no): one conversation for each class column."""
+    """Molecule and yes/no classes (1/0, true/false, yes/no): one conversation for each known class."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     questions = {
         column: CLASSIFICATION.get(column.lower(), f"Is this molecule positive for {column}?")
         for column in _targets(found, columns.targets, CLASSIFICATION)
     }
 
-    def read(row: Row) -> list[Conversation]:
-        return [_turn(_text(row, smiles), (ask,), _yes_no(row, column)) for column, ask in questions.items()]
-
-    return read
+    return lambda row: _labels(row, smiles, questions, _yes_no)
 
 
 def forward_reaction_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -208,6 +213,29 @@ def _turn(smiles: str | tuple[str, ...], requests: Sequence[str], answer: str) -
     smiles = (smiles,) if isinstance(smiles, str) else smiles
     request = random.Random(f"request {'.'.join(smiles)}").choice(requests)
     return Conversation(smiles, (Message("user", request), Message("assistant", answer)))
+
+
+def _labels(
+    row: Row, smiles: str, questions: Mapping[str, str], read: Callable[[Row, str], str]
+) -> list[Conversation | Missing | RowError]:
+    """Of each label a conversation, or why there is none: one that is empty or wrong takes no other with it.
+
+    Where there is a single one, a row without it is of no use: RowError.
+    """
+    molecule = _text(row, smiles)
+    if len(questions) == 1:
+        ((column, ask),) = questions.items()
+        return [_turn(molecule, (ask,), read(row, column))]
+    found: list[Conversation | Missing | RowError] = []
+    for column, ask in questions.items():
+        if str("" if row.get(column) is None else row[column]).strip().lower() in EMPTY:
+            found.append(Missing(column))
+            continue
+        try:
+            found.append(_turn(molecule, (ask,), read(row, column)))
+        except RowError as error:
+            found.append(error)
+    return found
 
 
 def _reaction_reader(

@@ -61,7 +61,9 @@ def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
         from transformers import AutoTokenizer  # takes seconds to import
 
         try:
-            return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(local, local_files_only=True))
+            return HuggingFaceTokenizer(
+                AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
+            )
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
 

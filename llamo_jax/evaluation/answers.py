@@ -7,29 +7,62 @@ from typing import Any
 
 import numpy as np
 
+_MINUS = "\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"  # what is typed or typeset for a minus
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"
+_SUPERSCRIPTS = str.maketrans(_RAISED, "0123456789+-")
 # A number on its own: not the digits of a name ("C10", "2-methyl"), nor a pH that the value is given at.
 _NUMBER = re.compile(
-    r"(?<![\w.])(?<!pH )(?<!pH=)[-+\u2212\u2013]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+\u2212]?\d+)?"
-    r"(?!\w*\d)(?![-,]\w*[A-Za-z])"
+    r"(?<![\w.,])(?<!pH )(?<!pH=)"
+    r"(?P<sign>[-+]?)(?P<gap>\s*)"
+    r"(?:(?P<thousands>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?)"  # 1,204.4
+    r"|(?P<comma>\d+,\d+)"  # 3,5
+    r"|(?P<point>\d+(?:\.\d*)?|\.\d+))"
+    r"(?:[eE](?P<e>[-+]?\d+)|\s*[x\u00d7\u00b7*]\s*10\s*(?:\^|\*\*)?\s*[({]?(?P<ten>[-+]?\d+)[)}]?|\^(?P<power>[-+]?\d+))?"
+    r"(?!\w*\d)(?![-,]\w*[A-Za-z])(?![.,]\d)"
 )
+_RANGE = re.compile(r"\s*(?:-|\.\.+|to\b|and\b)\s*[-+]?\.?\d")
+_SIGN_BEFORE_SPACE = re.compile(r"(?:^|[=:(\u2248~<>]|\b(?:is|of|was|about|approximately))\s*$")
 _YES_NO = re.compile(r"\b(?:(yes|true)|(no|not|false))\b", re.IGNORECASE)
 
 
 def number_in(text: str) -> float | None:
-    """The first number that an answer gives; None if there is none, or it is not finite.
+    """The first number that an answer gives; None if there is none, it is not finite, or it could be meant otherwise.
+
+    Thousands (1,204.4), decimal commas (3,5), powers of ten (1.2e-3, 1.2 x 10^-3, 10⁻³) and every kind of minus are
+    read. A range, and a sign that may be a dash, are no number.
 
     >>> number_in("The logP is \N{MINUS SIGN}1.5, at pH 7.4."), number_in("It is 2-methylbutane.")
     (-1.5, None)
+    >>> number_in("1,204.4 nM"), number_in("1.2 \N{MULTIPLICATION SIGN} 10⁻³ mol/L"), number_in("from 1 to 2")
+    (1204.4, 0.0012, None)
     """
+    text = re.sub(f"[{_MINUS}]", "-", text)
+    text = re.sub(f"10([{_RAISED}]+)", r"10^\1", text).translate(_SUPERSCRIPTS)
     match = _NUMBER.search(text)
-    if match is None:
+    if match is None or _RANGE.match(text, match.end()) or re.match(r"\s\d{3}\b", text[match.end() :]):  # 1 204
         return None
-    value = float(match.group().replace("\u2212", "-").replace("\u2013", "-"))
+    sign = match["sign"]
+    if sign and match["gap"] and not _SIGN_BEFORE_SPACE.search(text[: match.start()]):
+        return None
+    digits = match["thousands"] or match["comma"] or match["point"]
+    if match["comma"]:
+        whole, _, fraction = digits.partition(",")
+        if len(fraction) == 3 and whole.strip("0"):  # 1204,500: thousands or decimals
+            return None
+        digits = f"{whole}.{fraction}"
+    try:
+        value = float(f"{sign}{digits.replace(',', '')}e{match['e'] or match['ten'] or 0}")
+        value = value if match["power"] is None else value ** int(match["power"])
+    except (OverflowError, ValueError, ZeroDivisionError):
+        return None
     return value if math.isfinite(value) else None
 
 
 def yes_in(text: str) -> bool | None:
-    """Whether an answer says yes (its first yes, true, no, not or false); None if it says none of them."""
+    """Whether an answer says yes (its first yes, true, no, not or false, or 1 or 0 alone); None if it says none."""
+    alone = text.strip().rstrip(".")
+    if alone in ("1", "0", "1.0", "0.0"):
+        return alone[0] == "1"
     match = _YES_NO.search(text)
     return None if match is None else match.group(1) is not None
 

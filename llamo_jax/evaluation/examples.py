@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError, RowError
 from data_pipeline.files import BadRow, read_rows
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.records import Record, RecordReader, featurized, read_manifest
-from data_pipeline.tasks import TASKS, Columns
+from data_pipeline.tasks import TASKS, Columns, Missing
 
 
 class Example(NamedTuple):
@@ -75,8 +75,11 @@ def _from_file(path: Path, task: str, rejected: Counter[str]) -> Iterator[Record
             continue
         try:
             read = read or TASKS[task](list(row), Columns())
-            conversations: list[Conversation] = read(row)
-            yield from map(featurized, conversations)
+            for found in read(row):
+                if isinstance(found, Conversation):
+                    yield featurized(found)
+                else:
+                    rejected[f"missing {found.column}" if isinstance(found, Missing) else found.reason] += 1
         except RowError as error:
             rejected[error.reason] += 1
         except InvalidMoleculeError as error:

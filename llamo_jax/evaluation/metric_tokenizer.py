@@ -65,7 +65,7 @@ def _from_hub(name: str) -> MetricTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(HUB_IDS[name])
+        tokenizer = AutoTokenizer.from_pretrained(HUB_IDS[name], trust_remote_code=False)
     except (OSError, ValueError):
         raise DataError(
             f"metric tokenizer {name!r}: {HUB_IDS[name]} is neither in the Hugging Face cache nor to be had; "

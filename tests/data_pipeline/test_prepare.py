@@ -148,6 +148,19 @@ def test_interrupted_after_every_single_step(table, undisturbed, tmp_path):
     assert digest(tmp_path / "data") == digest(undisturbed)
 
 
+def test_labels_that_are_missing_are_counted(tmp_path, capsys):
+    """Of a table of three properties: conversations, rejected and missing labels are all cells."""
+    table = tmp_path / "rows.csv"
+    table.write_text("smiles,homo,lumo,gap\nC,1,2,3\nCC,1,,3\nCCC,,,0.5\nCO,1,wide,3\nC1CC,1,2,3\n")
+    command = ["--task", "property_regression", "--input", str(table), "--output", str(tmp_path / "data")]
+    prepare.main([*command, "--validation_fraction", "0", "--tokens_per_row", "128"])
+    manifest = read_manifest(tmp_path / "data")
+    assert manifest["missing"] == {"lumo": 2, "homo": 1}
+    assert manifest["rejected"] == {"invalid SMILES": 3, "lumo is not a number": 1}
+    assert sum(manifest["splits"].values()) + 3 + 4 == 15
+    assert "labels that are empty: {'lumo': 2, 'homo': 1}" in capsys.readouterr().out
+
+
 def test_validation_has_scaffolds_that_training_has_not(tmp_path):
     """Decorations of one scaffold stay together, whatever their texts; so do repeated molecules without a ring."""
     scaffolds = ["c1ccccc1", "c1ccncc1", "C1CCCCC1", "c1ccc2ccccc2c1", "c1ccoc1", "c1ccsc1", "C1CCNCC1", "C1CCOC1"]

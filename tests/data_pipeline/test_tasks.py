@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError, RowError
 from data_pipeline.files import read_rows
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
-from data_pipeline.tasks import TASKS, Columns, components
+from data_pipeline.tasks import TASKS, Columns, Missing, components
 
 
 def conversations(task, path, columns=None, limit=300):
@@ -154,6 +154,19 @@ def test_numbers_and_classes_that_are_none(value):
         TASKS["property_regression"](["smiles", "gap"], Columns())({"smiles": "C", "gap": value})
     with pytest.raises(RowError, match="neither yes nor no"):
         TASKS["property_classification"](["smiles", "p_np"], Columns())({"smiles": "C", "p_np": value})
+
+
+def test_an_empty_label_leaves_the_others():
+    """Of a table with several: a conversation for each known one, the rest is named."""
+    read = TASKS["property_regression"](["smiles", "homo", "lumo", "gap"], Columns())
+    for empty in ("", None, "NaN", "n/a", float("nan")):
+        found = read({"smiles": "C", "homo": "-0.25", "lumo": empty, "gap": "wide"})
+        assert found[0].messages[1].content == "-0.25"
+        assert found[1] == Missing("lumo")
+        assert found[2].reason == "gap is not a number"
+    tox = TASKS["property_classification"](["smiles", "NR-AR", "SR-p53"], Columns(targets=("NR-AR", "SR-p53")))
+    assert tox({"smiles": "C", "NR-AR": "", "SR-p53": "1.0"})[0] == Missing("NR-AR")
+    assert tox({"smiles": "C", "NR-AR": "", "SR-p53": "1.0"})[1].messages[1].content == "Yes"
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))

@@ -196,7 +196,12 @@ def test_molecules_are_compared_as_molecules():
     [
         ("-3.2 log mol/L", -3.2), ("It is \u22121.5e-3.", -1.5e-3), ("about .5", 0.5), ("logD at pH 7.4 is 2.1", 2.1),
         ("The log10 solubility is 4", 4), ("2-methylpropane", None), ("C10H8", None), ("none", None), ("1e999", None),
-        ("12 kcal/mol", 12), ("3. It is so", 3),
+        ("12 kcal/mol", 12), ("3. It is so", 3), ("1,204.4", 1204.4), ("12,345,678", 12345678), ("-3,5", -3.5),
+        ("0,204", 0.204), ("1204,500", None), ("1.204,4", None), ("1 204", None), ("1.2 x 10^-3", 1.2e-3),
+        ("1.2 \u00d7 10\u207b\u00b3 mol/L", 1.2e-3), ("10\u207b\u00b3", 1e-3), ("10^99999", None), ("2*10**3", 2000),
+        ("5.0e\u20134", 5e-4), ("- 2.5", -2.5), ("logP: - 2.5", -2.5), ("solubility - 2.5", None), ("1.2-1.5", None),
+        ("1.2 to 1.5", None), ("between 1 and 2", None), ("1.2 \u00b1 0.1", 1.2), ("2.5%", 2.5),
+        ("-5e" + "9" * 5000, None),
     ],
 )  # fmt: skip
 def test_the_number_of_an_answer(text, number):
@@ -218,6 +223,7 @@ def test_classification():
     assert [yes_in(text) for text in ("Yes, it has.", "No.", "It is not.", "TRUE", "maybe", "Nothing known")] == [
         True, False, False, True, None, None,
     ]  # fmt: skip
+    assert [yes_in(text) for text in ("1", "0.", "1.0", "10", "It has 1.")] == [True, False, True, None, None]
     answers, targets = ["Yes", "no", "Yes", "perhaps"], ["Yes", "No", "No", "Yes"]
     got = classification_scores(answers, targets, [0.9, 0.2, 0.4, 0.3])
     assert (got["accuracy"], got["f1"]) == (0.5, 0.5)
