@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
@@ -52,7 +51,7 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: 
 def _rows(rows: int | None, tokens: int, molecules: int, atoms: int, motifs: int, per_device: int = 8) -> dict:
     """Rows of a batch (None: `per_device` on each), and what one row holds; see data_pipeline.batch."""
     return {
-        "rows": placeholder(int) if rows is None else rows,
+        "rows": rows,
         "rows_per_device": per_device,
         "tokens_per_row": tokens,
         "molecules_per_row": molecules,

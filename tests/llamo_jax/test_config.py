@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import evaluate, stage1
 from llamo_jax import runs
@@ -172,3 +174,12 @@ def test_kinds_are_told_apart_by_name():
     assert parsed.num_tokens(6) == 28
     with pytest.raises(ValueError, match="registered already"):
         PROJECTORS.register(MultiLevelConfig)
+
+
+@pytest.mark.parametrize(("given", "rows"), [([], None), (["--config.data.rows=64"], 64)])
+def test_rows_that_follow_the_devices_can_be_set_on_the_command_line(monkeypatch, given, rows):
+    monkeypatch.setattr("sys.argv", ["launch.py", *given])  # where config_flags looks for fields
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", stage1.get_config("llama2_7b"), flag_values=values)
+    values(["launch.py", *given])
+    assert runs.read_config(values.config).data.rows == rows
