@@ -151,7 +151,6 @@ def _mutants() -> list[Mutant]:
         "llamo_jax/models/quantization.py",
         f"{MODELS} -k 'pieces or takes_less_memory'",
         the_first_piece_alone=("start = (layer, 0, 0, piece, 0)", "start = (layer, 0, 0, 0, 0)"),
-        a_stack_at_once=("jax.lax.optimization_barrier(part)", "(part)"),
     )
     plant(
         "llamo_jax/training/metrics.py",

@@ -147,9 +147,7 @@ def _quantize_piece(
     _, rows, shards, _, width = values.shape
     start = (layer, 0, 0, piece, 0)
     part = jax.lax.dynamic_slice(kernel.reshape(values.shape), start, (1, rows, shards, 1, width))
-    # the barrier keeps XLA from converting the whole stack to float32 first
-    part = jax.lax.optimization_barrier(part).reshape(rows, shards * width)
-    new = [x.reshape(1, -1, shards, 1, width) for x in quantize(part, kind)]
+    new = [x.reshape(1, -1, shards, 1, width) for x in quantize(part.reshape(rows, shards * width), kind)]
     values, scale = (jax.lax.dynamic_update_slice(x, y, start) for x, y in zip((values, scale), new, strict=True))
     return values, scale
 

@@ -212,6 +212,25 @@ def test_any_epoch_needs_two_plans_at_most(monkeypatch):
     assert len(planned) == 5
 
 
+def test_all_epochs_are_equally_long():
+    """Though packing needs some rows more or less: of 1,500, one in a thousand is there for those that need more."""
+
+    class Lengths:
+        def __init__(self, count):
+            rng = np.random.default_rng(0)
+            tokens = rng.integers(30, 70, count)
+            self.lengths = np.stack([tokens + 1, np.zeros_like(tokens), np.ones_like(tokens)], axis=1)
+            self.sizes = rng.integers(0, 3, (count, 4))
+
+    dataset = PackedDataset(Lengths(6000), ROW._replace(molecules=9, atoms=12, edges=12))
+    needed = {len(dataset._packed(np.random.default_rng((3, epoch)))) for epoch in range(5)}
+    assert len(needed) > 1
+    for epoch in range(5):
+        rows = dataset.epoch_rows(3, epoch)
+        assert len(rows) == dataset.rows_per_epoch(3) > 1000
+        assert sorted(rows.order) == list(range(6000))
+
+
 @settings(max_examples=50, deadline=None)
 @given(SIZES, st.integers(0, 40))
 def test_rows_are_cut_and_shuffled_without_loss(sizes, more):
