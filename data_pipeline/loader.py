@@ -70,8 +70,8 @@ class PackedDataset:
         self._kept = np.flatnonzero(keep)
         self._lock = threading.Lock()
         self._evaluation: Rows | None = None
-        self._rows_per_epoch: dict[int, int] = {}  # by seed, as the plan of the first epoch, until it is asked for
-        self._first: dict[int, Rows] = {}
+        self._rows_per_epoch: dict[int, int] = {}  # by seed
+        self._first: dict[int, Rows] = {}  # by seed: the plan of the first epoch, until one is asked for
         self._epochs: dict[tuple[int, int], Future[Rows]] = {}  # by (seed, epoch): the last few plans
 
     def __len__(self) -> int:

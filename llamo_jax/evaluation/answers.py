@@ -51,8 +51,9 @@ def number_in(text: str) -> float | None:
             return None
         digits = f"{whole}.{fraction}"
     try:
-        value = float(f"{sign}{digits.replace(',', '')}e{match['e'] or match['ten'] or 0}")
+        value = float(f"{digits.replace(',', '')}e{match['e'] or match['ten'] or 0}")
         value = value if match["power"] is None else value ** int(match["power"])
+        value = -value if sign == "-" else value  # last: -10^2 is -100
     except (OverflowError, ValueError, ZeroDivisionError):
         return None
     return value if math.isfinite(value) else None

@@ -72,7 +72,9 @@ def train(
         restored = set() if state is None else {*state.trained, *state.statistics}
         # (2) for what it does not hold (all that is frozen, and everything at the first start) the run `init_from`,
         # (3) and fresh values for the rest. What is restored already is loaded from nowhere else.
+        distributed.moved(0)  # large checkpoints and bases take minutes each, and are no stall
         arrays = _starting_weights(config, workdir, program, restored)
+        distributed.moved(0)
         frozen = {name: arrays.pop(name) for name in program.frozen}
         state = state or program.initial_state(arrays)
         first_step = step = int(state.step)
@@ -135,6 +137,7 @@ def train(
             if step % settings.checkpoint_every == 0 or last or stopping:
                 with progress.pause():
                     saved.save(state)
+                distributed.moved(step)
             if stopping and not last:
                 saved.finish()
                 distributed.log(f"stopped after step {step} of {settings.steps}, as requested; {saved.on_disk()}")

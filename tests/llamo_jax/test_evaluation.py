@@ -201,7 +201,7 @@ def test_molecules_are_compared_as_molecules():
         ("1.2 \u00d7 10\u207b\u00b3 mol/L", 1.2e-3), ("10\u207b\u00b3", 1e-3), ("10^99999", None), ("2*10**3", 2000),
         ("5.0e\u20134", 5e-4), ("- 2.5", -2.5), ("logP: - 2.5", -2.5), ("solubility - 2.5", None), ("1.2-1.5", None),
         ("1.2 to 1.5", None), ("between 1 and 2", None), ("1.2 \u00b1 0.1", 1.2), ("2.5%", 2.5),
-        ("-5e" + "9" * 5000, None),
+        ("-5e" + "9" * 5000, None), ("-10^2", -100), ("-10^-2", -0.01),
     ],
 )  # fmt: skip
 def test_the_number_of_an_answer(text, number):
