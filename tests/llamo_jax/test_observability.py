@@ -14,7 +14,7 @@ import pytest
 from data_pipeline.loader import BatchLoader
 from llamo_jax import distributed, runs, sharding
 from llamo_jax.config import ConfigError
-from llamo_jax.training import metrics
+from llamo_jax.training import checkpoints, loop, metrics
 from llamo_jax.training.config import Config
 from llamo_jax.training.program import batch_shape, make_program
 from tests import helpers
@@ -185,3 +185,28 @@ def test_a_process_that_stands_still_is_stopped():
         assert stopped.wait(600)
     assert said[0].startswith("process 0 of 1 stops: nothing was done for ")
     assert said[0].endswith("it is at step 7")
+
+
+def test_loading_and_saving_are_no_stall(few, tmp_path, monkeypatch):
+    """Each may take minutes: the time that counts as standing still begins anew after every one of them."""
+    happened: list[str] = []
+
+    def noted(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*arguments: object):
+            found = original(*arguments)
+            happened.append(name)
+            return found
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    noted(checkpoints.Checkpoints, "restore")
+    noted(loop, "_starting_weights")
+    noted(checkpoints.Checkpoints, "save")
+    noted(distributed, "moved")
+    runs.train(changed(small_run(few), steps=2, log_every=1, eval_every=2, checkpoint_every=1), tmp_path / "run")
+    for name, times in (("restore", 1), ("_starting_weights", 1), ("save", 2)):
+        places = [index for index, what in enumerate(happened) if what == name]
+        assert len(places) == times
+        assert all(happened[index + 1] == "moved" for index in places), happened
