@@ -126,7 +126,7 @@ class Golden:
         decoder, language_model, _ = huggingface.read_language_model(self.folder / f"lm_{variant}")
         adapter = huggingface.NO_LORA
         if lora:
-            adapter, arrays = peft.read_adapter(self.folder / f"lora_{variant}", decoder)
+            adapter, arrays = peft.read_adapter(self.folder / f"lora_{variant}", decoder, language_model, [])
             language_model |= arrays
         encoder, projector = official.graph_configs(
             self.folder / "gin.safetensors", self.folder / "projector.safetensors"
@@ -454,7 +454,7 @@ def _settings(stage: int) -> TrainConfig:
                 "train_token_embedding": stage == 1,
                 "trainable": (("language_model/.*", False), (".*", True))
                 if stage == 1
-                else ((r".*/lora_[ab]", True), ("projector/.*", True), (".*", False)),
+                else ((r".*/lora_.*", True), ("projector/.*", True), (".*", False)),
             }
         )
     return from_dict(TrainConfig, config.train.to_dict())
@@ -592,7 +592,8 @@ def lora_merged(golden: Golden, result: Comparison) -> None:
         merged_config, base = golden.model(variant)
         decoder = config.language_model
         tensors = to_torch(
-            language_model_rules(decoder), huggingface.merged(below("language_model/", arrays), config.lora)
+            language_model_rules(decoder),
+            huggingface.merged("language_model", below("language_model/", arrays), config.lora),
         )
         merged = _from_hf(decoder, tensors)
         got, _ = run(merged_config, base | prefixed("language_model/", merged), batch)

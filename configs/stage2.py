@@ -21,5 +21,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": LORA_TARGETS}
     config.train.steps = stage1.get_preset(preset).stage2_steps
     config.train.learning_rate = 1e-3 if preset in ("tiny", "small") else 1e-4
-    config.train.trainable = ((r".*/lora_[ab]", True), ("projector/.*", True), (".*", False))
+    config.train.trainable = ((r".*/lora_.*", True), ("projector/.*", True), (".*", False))
     return config

@@ -48,7 +48,7 @@ def from_huggingface(options: argparse.Namespace) -> None:
     decoder, language_model, hf = huggingface.read_language_model(folder)
     lora, notes = huggingface.NO_LORA, list[str]()
     if options.adapter:
-        lora, adapter = peft.read_adapter(options.adapter, decoder)
+        lora, adapter = peft.read_adapter(options.adapter, decoder, language_model, notes)
         language_model |= adapter
     weights = prefixed("language_model/", language_model)
     encoder, projector = official.graph_configs(options.graph_encoder, options.projector)
@@ -94,7 +94,7 @@ def to_huggingface(options: argparse.Namespace) -> None:
     """The language model, adapters merged, for transformers; and the graph side."""
     stored = _read(options.checkpoint)
     decoder = stored.config.language_model
-    language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
+    language_model = huggingface.merged("language_model", below("language_model/", stored.weights), stored.config.lora)
     hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
     tensors = to_torch(language_model_rules(decoder), language_model)
 
@@ -191,7 +191,7 @@ def _write_graph_side(folder: epath.Path, stored: ModelFolder) -> None:
     )
     for part, module, args, extras in tables:
         if part in stored.parts:
-            arrays = huggingface.merged(below(f"{part}/", stored.weights), config.lora)
+            arrays = huggingface.merged(part, below(f"{part}/", stored.weights), config.lora)
             tensors = to_torch(rules_of(module, {name: array.shape for name, array in arrays.items()}, *args), arrays)
             write_file(folder / f"{part}.safetensors", {**tensors, **extras})
     content: dict[str, Any] = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}

@@ -2,14 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llamo_jax.config import ConfigError
-from llamo_jax.convert.names import PROJECTIONS, decoder_shapes, language_model_rules
+from llamo_jax.convert.names import decoder_shapes, language_model_rules
 from llamo_jax.models import DecoderConfig, LoRAConfig
 from llamo_jax.models.llama import RopeScaling
 from llamo_jax.models.lora import PARTS, decoder_targets
@@ -179,39 +179,38 @@ def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype:
     return hf
 
 
-def merged(arrays: Weights, lora: LoRAConfig) -> dict[str, Any]:
-    """Weights by path, adapters merged into the matrices that they adapt (in float32), layer by layer if stacked."""
+def merged(part: str, arrays: Weights, lora: LoRAConfig) -> dict[str, Any]:
+    """Weights of a part of the model by path, adapters merged into the matrices (in float32), layer by layer."""
     result = {path: array for path, array in arrays.items() if path.rpartition("/")[2] not in PARTS}
     for path in arrays:
-        stem, _, part = path.rpartition("/")
-        if part != PARTS[0]:
+        stem, _, name = path.rpartition("/")
+        if name != PARTS[0]:
             continue
-        kernel, a, b = (arrays[f"{stem}/{name}"] for name in ("kernel", *PARTS))
-        if len(kernel.shape) == 2:
-            result[f"{stem}/kernel"] = Merged(kernel, a, b, lora.scale)
+        names = ("kernel", *PARTS[: 3 if lora.dora else 2])
+        parts = [arrays[f"{stem}/{name}"] for name in names]
+        scale = lora.scale_of(f"{part}/{stem}")
+        if len(parts[0].shape) == 2:
+            result[f"{stem}/kernel"] = Merged(parts, scale)
         else:
-            result[f"{stem}/kernel"] = Stacked(
-                [Merged(Layer(kernel, i), Layer(a, i), Layer(b, i), lora.scale) for i in range(kernel.shape[0])]
-            )
+            stack = [[Layer(array, index) for array in parts] for index in range(parts[0].shape[0])]
+            result[f"{stem}/kernel"] = Stacked([Merged(layer, scale) for layer in stack])
     return result
 
 
 class Merged(Lazy):
-    """`kernel + scale · a @ b`, computed in float32, in the kernel's dtype."""
+    """`kernel + scale · a @ b`, with DoRA's norms if there are some; computed in float32, in the kernel's dtype.
 
-    def __init__(self, kernel: Any, a: Any, b: Any, scale: float):
-        self._parts, self._scale = (kernel, a, b), scale
-        self.shape, self.dtype = tuple(kernel.shape), np.dtype(kernel.dtype)
+    parts: kernel, a, b and perhaps the change of the norms, of one layer.
+    """
+
+    def __init__(self, parts: Sequence[Any], scale: float):
+        self._parts, self._scale = parts, scale
+        self.shape, self.dtype = tuple(parts[0].shape), np.dtype(parts[0].dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        kernel, a, b = (np.asarray(part[...]).astype(np.float32) for part in self._parts)
+        kernel, a, b, *magnitude = (np.asarray(part[...]).astype(np.float32) for part in self._parts)
         # in float32: a bfloat16 sum would lose updates below half a step of the weight
-        return (kernel + self._scale * (a @ b)).astype(self.dtype)[index]
-
-
-def adapter_target(name: str) -> str:
-    """Our name of a projection that PEFT calls "q_proj", or "self_attn.q_proj"; raises WeightsError."""
-    for ours, theirs in PROJECTIONS.items():
-        if name in (theirs, theirs.split(".")[1]):
-            return ours
-    raise WeightsError(f"target_modules: {name!r} is not a projection of the decoder's layers")
+        result = kernel + self._scale * (a @ b)
+        for change in magnitude:
+            result *= (np.linalg.norm(kernel, axis=0) + change) / np.linalg.norm(result, axis=0)
+        return result.astype(self.dtype)[index]

@@ -1,6 +1,5 @@
 """Names of the language model's weights in Hugging Face's and PEFT's files; kinds of modules bring their own."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +23,12 @@ PROJECTIONS = {
 
 def adapted_projections(lora: LoRAConfig) -> tuple[str, ...]:
     """Our names of the decoder's projections that have adapters."""
-    if not lora.rank:
-        return ()
-    paths = {name: f"language_model/layers/{name}" for name in PROJECTIONS}
-    return tuple(name for name, path in paths.items() if any(re.fullmatch(target, path) for target in lora.targets))
+    return tuple(name for name in PROJECTIONS if lora.adapts(projection_path(name)))
+
+
+def projection_path(name: str) -> str:
+    """The path in a whole model of one of the decoder's projections."""
+    return f"language_model/layers/{name}"
 
 
 def decoder_shapes(config: DecoderConfig, lora: LoRAConfig | None = None) -> dict[str, tuple[int, ...]]:
@@ -37,8 +38,11 @@ def decoder_shapes(config: DecoderConfig, lora: LoRAConfig | None = None) -> dic
         return shapes
     for name in adapted_projections(lora):
         inside, outside = config.projections()[name]
-        shapes[f"layers/{name}/lora_a"] = (config.num_layers, inside, lora.rank)
-        shapes[f"layers/{name}/lora_b"] = (config.num_layers, lora.rank, outside)
+        rank = lora.rank_of(projection_path(name))
+        shapes[f"layers/{name}/lora_a"] = (config.num_layers, inside, rank)
+        shapes[f"layers/{name}/lora_b"] = (config.num_layers, rank, outside)
+        if lora.dora:
+            shapes[f"layers/{name}/lora_magnitude"] = (config.num_layers, outside)
     return shapes
 
 
@@ -77,6 +81,8 @@ def lora_rules(config: DecoderConfig, lora: LoRAConfig, adapter: str = "") -> li
             name = f"base_model.model.model.layers.{layer}.{PROJECTIONS[ours]}"
             found.append(torch_names.transposed(f"{name}.lora_A{adapter}.weight", f"{ours}/lora_a"))
             found.append(torch_names.transposed(f"{name}.lora_B{adapter}.weight", f"{ours}/lora_b"))
+            if lora.dora:
+                found.append(torch_names.same(f"{name}.lora_magnitude_vector{adapter}", f"{ours}/lora_magnitude"))
         rules += torch_names.in_layer(layer, found)
     return rules
 

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -22,26 +23,38 @@ from llamo_jax.models.attention import cached_attention
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.models.llama import CACHE_AXES, LlamaDecoder, written
 from llamo_jax.models.llamo import LLaMo
-from llamo_jax.models.lora import LoRALinear
+from llamo_jax.models.lora import LoRALinear, fix_gains
 from llamo_jax.parameters import Arrays
 
 
 def for_decoding(definition: ModelDefinition, arrays: Arrays, mesh: Mesh) -> tuple[ModelDefinition, Arrays]:
     """The model as decoding reads it fastest on these devices: in the form of this module on a single CPU device."""
-    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        convert = _converted
+    elif definition.config.lora.dora:
+        convert = _fixed
+    else:
         return definition, arrays
-    return _definition(definition), parameters.flatten(nnx.state(_converted(definition.merge(arrays))))
+    with jax.set_mesh(mesh):
+        converted = jax.jit(convert) if mesh.size > 1 else convert  # of shards, no device may see the whole
+        return _definition(definition, convert), parameters.flatten(nnx.state(converted(definition.merge(arrays))))
 
 
 @functools.lru_cache(maxsize=16)
-def _definition(definition: ModelDefinition) -> ModelDefinition:
+def _definition(definition: ModelDefinition, convert: Callable[[LLaMo], LLaMo]) -> ModelDefinition:
     """One for each, since programs are compiled once for each definition."""
     model = nnx.merge(definition.graphdef, definition.variables)
     with nnx.logical_axis_rules(sharding.RULES):  # inside of jax.set_mesh, eval_shape looks them up
-        return ModelDefinition(definition.config, *nnx.split(nnx.eval_shape(_converted, model)))
+        return ModelDefinition(definition.config, *nnx.split(nnx.eval_shape(convert, model)))
+
+
+def _fixed(model: LLaMo) -> LLaMo:
+    fix_gains(model)
+    return model
 
 
 def _converted(model: LLaMo) -> LLaMo:
+    fix_gains(model)
     model.language_model = FewRowsDecoder(model.language_model)
     return model
 
@@ -52,6 +65,10 @@ class FewRowsLinear(layers.Linear):
     def __init__(self, linear: layers.Linear):
         layers.take_over(self, linear)
         self.kernel = _transposed(linear.kernel)
+
+    def matrix(self, dtype: jnp.dtype) -> Float[Array, "in_width out_width"]:
+        """As a linear map's."""
+        return self.kernel[...].T.astype(dtype)
 
     def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         """As a linear map's; any number of rows, fast for few."""
@@ -130,7 +147,7 @@ def _transposed(kernel: nnx.Variable) -> nnx.Variable:
     return kernel.replace(kernel[...].T, out_sharding=kernel.get_metadata("out_sharding")[::-1])
 
 
-def _few_rows(linear: layers.Linear) -> layers.Linear:
+def _few_rows(_: str, linear: layers.Linear) -> layers.Linear:
     """The linear map with its matrix as [out, in]; a quantised one stays as it is."""
     if type(linear) is layers.Linear:
         return FewRowsLinear(linear)

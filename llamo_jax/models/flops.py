@@ -3,7 +3,6 @@
 A product of [m, k] and [k, n] counts 2·m·k·n. Embedding lookups, norms and a graph's sums count nothing.
 """
 
-import re
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -36,9 +35,12 @@ class LinearFlops:
         """The map at `prefix/name` on `rows` vectors. to_input: whether its input needs a gradient."""
         path = f"{self.prefix}/{name}"
         flops = self._product(rows, inside, outside, f"{path}/kernel", to_input)
-        if self._lora.rank and any(re.fullmatch(target, path) for target in self._lora.targets):
-            flops += self._product(rows, inside, self._lora.rank, f"{path}/lora_a", to_input)
-            flops += self._product(rows, self._lora.rank, outside, f"{path}/lora_b", True)
+        if self._lora.adapts(path):
+            rank = self._lora.rank_of(path)
+            flops += self._product(rows, inside, rank, f"{path}/lora_a", to_input)
+            flops += self._product(rows, rank, outside, f"{path}/lora_b", True)
+            if self._lora.dora:
+                flops += Flops(2.0 * inside * rank * outside)  # the norm's: its gradient does not reach the matrices
         return flops
 
     def any_trained(self) -> bool:

@@ -69,9 +69,13 @@ class Linear(nnx.Module):
         """Shape and logical axes of the matrix, [*stack, in, out], whatever it is stored as."""
         return tuple(self.kernel.shape), tuple(self.kernel.get_metadata("out_sharding"))
 
+    def matrix(self, dtype: jnp.dtype) -> Float[Array, "*stack in_width out_width"]:
+        """The matrix in `dtype`, whatever it is stored as."""
+        return self.kernel[...].astype(dtype)
+
     def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         """`x @ kernel` without the bias."""
-        return x @ self.kernel[...].astype(x.dtype)
+        return x @ self.matrix(x.dtype)
 
     def __call__(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         y = self.matmul(x)
@@ -93,9 +97,9 @@ def linears(model: nnx.Module) -> dict[str, Linear]:
 
 
 def replace_linears(
-    model: nnx.Module, patterns: Sequence[str], make: Callable[[Linear], Linear], *, what: str
+    model: nnx.Module, patterns: Sequence[str], make: Callable[[str, Linear], Linear], *, what: str
 ) -> dict[str, Linear]:
-    """Puts `make(linear)` in the place of every linear map whose whole path matches one of `patterns`.
+    """Puts `make(path, linear)` in the place of every linear map whose whole path matches one of `patterns`.
 
     Returns the new ones by path. Raises ConfigError, naming `what`, if a pattern matches none.
     """
@@ -107,7 +111,7 @@ def replace_linears(
             raise ConfigError(f"{what}: {pattern!r} matches no linear map; there are {', '.join(found)}")
         chosen |= matched
     # sorted: fresh adapters draw their weights one after the other, in an order that does not depend on the patterns
-    made = {path: make(found[path]) for path in sorted(chosen)}
+    made = {path: make(path, found[path]) for path in sorted(chosen)}
     for path, linear in made.items():
         *parents, name = path.split("/")
         parent: Any = model

@@ -8,7 +8,7 @@ from typing import Any
 
 from llamo_jax.models.lora import decoder_targets
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of everything that is stored with a model's configuration: runs and model folders."""
 
 
@@ -43,4 +43,14 @@ def _without_qk_norm(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "language_model": {**model["language_model"], "qk_norm": False}}
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _kinds_and_patterns, 2: _without_qk_norm}
+def _plain_adapters(model: dict[str, Any]) -> dict[str, Any]:
+    """3 → 4: adapters had one rank and one alpha, and neither rsLoRA's scale nor DoRA's norms."""
+    new = {"rank_stabilized": False, "dora": False, "rank_pattern": [], "alpha_pattern": []}
+    return {**model, "lora": {**model["lora"], **new}}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _kinds_and_patterns,
+    2: _without_qk_norm,
+    3: _plain_adapters,
+}

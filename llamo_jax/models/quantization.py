@@ -47,16 +47,16 @@ class QuantizedLinear(layers.Linear):
         """As for any linear map: what is stored has the matrix's own shape."""
         return tuple(self.kernel_values.shape), tuple(self.kernel_values.get_metadata("out_sharding"))
 
-    def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
-        """`x` times the dequantised matrix."""
-        return x @ dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantization, x.dtype)
+    def matrix(self, dtype: jnp.dtype) -> Float[Array, "in_width out_width"]:
+        """The dequantised matrix of one layer."""
+        return dequantize(self.kernel_values[...], self.kernel_scale[...], self.quantization, dtype)
 
 
 def quantize_model(model: nnx.Module, kind: str) -> None:
     """Quantises the linear maps of `model` that TARGETS matches; kind: none, int8 or nf4."""
     if kind != "none":
         layers.replace_linears(
-            model, TARGETS, lambda linear: QuantizedLinear(linear, kind), what="config.model.quantize"
+            model, TARGETS, lambda _, linear: QuantizedLinear(linear, kind), what="config.model.quantize"
         )
 
 

@@ -129,7 +129,18 @@ def _with_fields_of_3(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"train": new | content["train"], "data": {"rows_per_device": 8} | content["data"]}
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_rules_of_2, 2: _with_fields_of_3}
+def _with_rules_of_4(content: dict[str, Any]) -> dict[str, Any]:
+    """3 → 4: of adapters, two matrices were there to be trained."""
+    rules = [[r".*/lora_.*" if pattern == r".*/lora_[ab]" else pattern, trained]
+             for pattern, trained in content["train"]["trainable"]]  # fmt: skip
+    return content | {"train": content["train"] | {"trainable": rules}}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _with_rules_of_2,
+    2: _with_fields_of_3,
+    3: _with_rules_of_4,
+}
 """Of what stands beside the model in a run's configuration; the model's own are in llamo_jax.models.migrations."""
 
 
@@ -187,8 +198,10 @@ def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
     """run.json; for a run from before there was one, what its configuration tells and no id; None: a new folder."""
     if (folder / "run.json").exists():
         there = json.loads((folder / "run.json").read_text())
-        stored = there["identity"]["config"]
-        stored["model"] = migrated_model(stored["model"], there.get("schema_version", 1))
+        stored, version = there["identity"]["config"], there.get("schema_version", 1)
+        stored["model"] = migrated_model(stored["model"], version)
+        if version < 4:
+            there["identity"]["config"] = _with_rules_of_4(stored)
         return there
     if not (folder / "config.json").exists():
         return None

@@ -57,7 +57,7 @@ def trained(get_config, few, tmp_path_factory):
             values.model.graph_encoder = get_config(preset).model.graph_encoder
             values.model.projector = get_config(preset).model.projector
             values.model.lora.targets = TARGETS
-            values.train.trainable = ((r".*/lora_[ab]", True), (".*", False))
+            values.train.trainable = ((r".*/lora_.*", True), (".*", False))
         return values
 
     runs.train(
