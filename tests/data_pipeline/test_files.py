@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import files
+from data_pipeline import tables
 from data_pipeline.errors import DataError
 from data_pipeline.files import BadRow, read_rows
 
@@ -87,8 +87,12 @@ def test_torch_files_of_pytorch_geometric(tmp_path):
         ("a.xlsx", b"x", "unknown format '.xlsx'"),
         ("a.csv", b"", "no rows"),
         ("a.csv", b"smiles,text\n", "no rows"),
-        ("a.csv", "smiles,é\n".encode("latin-1"), "its header is not UTF-8"),
-        ("a.json", b"{", "not JSON"),
+        ("a.csv", b"smiles,\x81\n", "its header is not UTF-8"),
+        ("a.json", b"[{", "not JSON"),
+        ("a.json", b"[{} {}]", "a comma or ] is missing"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b'[{"a": "\xff"}]', "not UTF-8"),
+        ("a.csv", b"smiles,Text,text\nC,a,b\n", "two columns are called 'Text'"),
         ("a.json", b"{}", "not a JSON list"),
         ("a.parquet", b"PAR1 no", "not readable as Parquet"),
         ("a.csv.gz", b"not gzip", "cannot be read"),
@@ -103,8 +107,8 @@ def test_a_file_that_cannot_be_read_as_a_whole(tmp_path, name, content, message)
 
 
 def test_bad_rows_are_single_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_ROW_BYTES", 2**16)
-    lines = [b"C,good", "C,é".encode("latin-1"), b"C", b"C," + b"x" * 2**18, b"C,a,b", b'C,"open', b"C,good", b"\0,\0"]
+    monkeypatch.setattr(tables, "MAX_ROW_BYTES", 2**16)
+    lines = [b"C,good", b"C,\x81", b"C", b"C," + b"x" * 2**18, b"C,a,b", b'C,"open', b"C,good", b"\0,\0"]
     (tmp_path / "a.csv").write_bytes(b"smiles,text\n" + b"\n".join(lines))
     found = rows_of(tmp_path / "a.csv")
     reasons = [row.reason if isinstance(row, BadRow) else "" for row in found]
