@@ -11,10 +11,12 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamo_jax" / "__init__.py"
 BEAM = ["apache-beam>=2.70"]
 CONVERT = ["torch>=2.7", "peft>=0.18"]
 QUANT = ["qwix>=0.1.8"]
+SELFIES = ["selfies>=2.2"]
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
     *BEAM,
     *CONVERT,
+    *SELFIES,
     *QUANT,
     # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
     "pytest>=8.4,<9.2",
@@ -82,6 +84,7 @@ setup(
         "convert": CONVERT,
         "quant": QUANT,
         "demo": ["gradio>=6"],
+        "selfies": SELFIES,
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
         "test": TEST,

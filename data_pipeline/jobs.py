@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import os
 from collections import Counter
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from data_pipeline import lengths, shards, storage, tasks
 from data_pipeline.conversation import Conversation
 from data_pipeline.errors import DataError, WorkerError
-from data_pipeline.files import BadRow, read_rows
+from data_pipeline.files import BadRow, TableOptions, read_rows
 from data_pipeline.molecule import FEATURE_VERSION
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import FORMAT_VERSION, Record, RecordReader, record_size, serialize
@@ -35,8 +34,14 @@ from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
 VOCAB_SIZE = 2048
 """Of the tokenizers that are trained on the data."""
 
+CHUNK_BYTES = 2**24
+"""Of rows that are cut into one chunk, at most, whatever their number: a worker holds a chunk in memory."""
+
 TOKENIZER_SAMPLE = 50_000
 """Conversations from which a data set's own tokenizer is trained."""
+
+
+_ANY_TABLE = TableOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Settings:
 
     task: str
     columns: tasks.Columns = dataclasses.field(default_factory=tasks.Columns)
+    table: TableOptions = _ANY_TABLE  # how tables are written, where that shall not be found out
     validation_fraction: float = 0.05
     rows_per_shard: int = 1024
     file_format: str = "array_record"
@@ -89,7 +95,7 @@ def prepare(inputs: Inputs, folder: epath.PathLike, settings: Settings, runner: 
     def rows() -> Iterator[CutRow]:
         for index, (split, path) in enumerate(files):
             with storage.read_file_locally(path) as local:
-                for number, row in enumerate(read_rows(local), start=1):
+                for number, row in enumerate(read_rows(local, settings.table, _say), start=1):
                     yield CutRow(index, number, split, row)
 
     return prepare_rows(rows, names, sources, folder, settings, runner)
@@ -111,7 +117,7 @@ def prepare_rows(
     identity = {
         "format_version": FORMAT_VERSION,
         "feature_version": FEATURE_VERSION,
-        "settings": dataclasses.asdict(settings),
+        "settings": _identity(settings),
         "sources": list(sources),
     }
     folder = epath.Path(folder)
@@ -142,7 +148,7 @@ def prepare_rows(
             _run(job, pending, min(cut["rows"], len(pending) * settings.rows_per_shard), runner)
             return work, chunks
 
-        manifest = {**identity, "rows": cut["rows"]}
+        manifest = {**identity, "rows": cut["rows"], "examples": cut["examples"]}
         return _finish(partial, manifest, settings, make_shards, chunks, MOLECULES, tokenizer)
 
 
@@ -156,7 +162,7 @@ def prepare_records(
     folder = epath.Path(folder)
     if folder.exists():
         raise DataError(f"{folder} exists already; remove it or choose another folder")
-    identity = {"format_version": FORMAT_VERSION, "settings": dataclasses.asdict(settings)}
+    identity = {"format_version": FORMAT_VERSION, "settings": _identity(settings)}
     with job_folder(folder, {**identity, "process": os.getpid()}) as partial:
         work = partial / "work"
         (work / "shards").mkdir(parents=True)
@@ -171,7 +177,8 @@ def prepare_records(
             shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}, Counter()), settings.file_format)
             return work, [0]
 
-        manifest = {**identity, "rows": sum(map(len, sizes.values()))}
+        count = sum(map(len, sizes.values()))
+        manifest = {**identity, "rows": count, "examples": count}
         tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
         return _finish(partial, manifest, settings, make_shards, [0], vocabulary, tokenizer)
 
@@ -229,6 +236,18 @@ def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
     raise DataError(f"{folder} exists already, with other content; remove it or choose another --output")
 
 
+def _identity(settings: Settings) -> dict[str, Any]:
+    """What two starts of a job compare; options that are left alone are none, as before there were any."""
+    values = dataclasses.asdict(settings)
+    if settings.table == _ANY_TABLE:
+        del values["table"]
+    return values
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -236,38 +255,80 @@ def _digest(identity: Mapping[str, Any]) -> str:
 def _cut(
     rows: Callable[[], Iterable[CutRow]], names: Sequence[str], work: epath.Path, settings: Settings
 ) -> dict[str, Any]:
-    """Cuts the rows into chunks in the work folder, once; returns {"chunks", "rows", "found"}."""
+    """Cuts the rows into chunks in the work folder, once; returns {"chunks", "rows", "examples", "found"}.
+
+    examples: what all rows should give: as many as rows, or as labels in the property tasks.
+    """
     done = work / "rows" / "done.json"
     if done.exists():
         return json.loads(done.read_text())
     (work / "rows").mkdir(parents=True, exist_ok=True)
     (work / "shards").mkdir(parents=True, exist_ok=True)
     found: list[list[str] | None] = [None] * len(names)
-    make_reader = tasks.TASKS[settings.task]
-    progress = tqdm(rows(), desc="reading", unit=" rows", disable=None)
-    chunks = total = 0
-    for chunk, group in enumerate(_batched(progress, settings.rows_per_shard)):
-        for cut in group:
-            if found[cut.file] is None and not isinstance(cut.row, BadRow):
-                found[cut.file] = list(cut.row)
-                try:
-                    make_reader(list(cut.row), settings.columns)  # a wrong guess of the columns ends here
-                except DataError as error:
-                    raise DataError(f"{names[cut.file]}: {error}") from None
-        storage.write_text(shards.rows_path(work, chunk), "".join(cut.to_json() + "\n" for cut in group))
-        chunks, total = chunk + 1, total + len(group)
-    unreadable = [name for name, columns in zip(names, found, strict=True) if columns is None]
-    if unreadable:
-        raise DataError(f"{unreadable[0]}: none of its rows can be read")
-    result = {"chunks": chunks, "rows": total, "found": found}
+    first: list[list[tasks.Row]] = [[] for _ in names]
+    counts = [0] * len(names)
+    chunks = 0
+
+    def checked() -> Iterator[tuple[CutRow, str]]:
+        """The rows and their JSON; what is wrong with a file as a whole ends the job here."""
+        for cut in tqdm(rows(), desc="reading", unit=" rows", disable=None):
+            counts[cut.file] += 1
+            if len(first[cut.file]) < _FIRST_ROWS and not isinstance(cut.row, BadRow):
+                first[cut.file].append(cut.row)
+                if len(first[cut.file]) == 1:
+                    found[cut.file] = list(cut.row)
+                    _reader(settings, names[cut.file], list(cut.row))
+                if len(first[cut.file]) == _FIRST_ROWS:
+                    _check_molecules(settings, names[cut.file], first[cut.file])
+            yield cut, cut.to_json() + "\n"
+
+    for chunk, lines in enumerate(_batched(checked(), settings.rows_per_shard)):
+        storage.write_text(shards.rows_path(work, chunk), "".join(lines))
+        chunks = chunk + 1
+    examples = 0
+    for name, columns, few, count in zip(names, found, first, counts, strict=True):
+        if columns is None:
+            raise DataError(f"{name}: none of its rows can be read")
+        if len(few) < _FIRST_ROWS:
+            _check_molecules(settings, name, few)
+        examples += count * _reader(settings, name, columns).examples
+    result = {"chunks": chunks, "rows": sum(counts), "examples": examples, "found": found}
     storage.write_text(done, json.dumps(result))
     return result
 
 
-def _batched(rows: Iterable[CutRow], size: int) -> Iterator[list[CutRow]]:
-    iterator = iter(rows)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
+_FIRST_ROWS = 100
+"""Of each file, which tell whether its molecules would be overlooked."""
+
+
+def _reader(settings: Settings, name: str, columns: Sequence[str]) -> tasks.RowReader:
+    try:
+        return tasks.TASKS[settings.task](columns, settings.columns)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _check_molecules(settings: Settings, name: str, rows: Sequence[tasks.Row]) -> None:
+    column = tasks.overlooked_molecules(settings.task, rows, settings.columns)
+    if column is not None:
+        raise DataError(
+            f"{name}: no column is called smiles, but {column!r} holds molecules, which nothing would show; "
+            f"give --smiles_column {column}"
+        )
+
+
+def _batched(rows: Iterable[tuple[CutRow, str]], size: int) -> Iterator[list[str]]:
+    """The lines of each chunk: so many rows, fewer where they are long."""
+    lines: list[str] = []
+    length = 0
+    for _, line in rows:
+        lines.append(line)
+        length += len(line)
+        if len(lines) == size or length > CHUNK_BYTES:
+            yield lines
+            lines, length = [], 0
+    if lines:
+        yield lines
 
 
 def _run(job: ShardJob, chunks: list[int], rows: int, runner: Runner) -> None:
@@ -335,6 +396,9 @@ def _finish(
                 row = shards.Rejected(*row)
                 reasons[row.reason] += 1
                 file.write(json.dumps(row._asdict()) + "\n")
+    accounted = reasons.total() + missing.total() + sum(len(group) for some in parts.values() for group in some)
+    if accounted != manifest["examples"]:
+        raise AssertionError(f"{manifest['examples']} examples were read, {accounted} are accounted for")
     sizes = {split: np.concatenate(parts[split]) for split in sorted(parts)}
     if not sizes:
         without = f"; labels that are empty: {dict(missing)}" if missing else ""
@@ -360,6 +424,7 @@ def _finish(
         "splits": {split: len(rows) for split, rows in sizes.items()},
         "rejected": dict(reasons.most_common()),
         "missing": dict(missing.most_common()),
+        "without_molecule": sum(int(np.sum(rows[:, 0] == 0)) for rows in sizes.values()),
         "fingerprint": content.hexdigest(),
     }
     storage.write_text(partial / "manifest.json", json.dumps(manifest))

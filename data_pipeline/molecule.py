@@ -99,6 +99,12 @@ def parse_smiles(smiles: str) -> Chem.Mol:
     """An RDKit molecule with at least one atom; raises InvalidMoleculeError with RDKit's reason otherwise."""
     if len(smiles) > MAX_SMILES:
         raise InvalidMoleculeError(smiles, f"longer than {MAX_SMILES:,} characters")
+    # RDKit reads the first word alone: "I cannot tell." is iodine to it. Its CXSMILES extensions stand between bars.
+    first, *behind = smiles.split(None, 1)[:2] or [""]
+    if behind and not re.fullmatch(r"\|.*\|\s*", behind[0], re.DOTALL):
+        raise InvalidMoleculeError(smiles, f"{behind[0].strip()[:40]!r} stands behind the SMILES")
+    if is_selfies(first):
+        raise InvalidMoleculeError(smiles, "this is SELFIES, not SMILES")
     with _refused(smiles):
         with quiet_rdkit():
             mol = Chem.MolFromSmiles(smiles)
@@ -107,6 +113,23 @@ def parse_smiles(smiles: str) -> Chem.Mol:
     if mol.GetNumAtoms() == 0:
         raise InvalidMoleculeError(smiles, "no atoms")
     return mol
+
+
+_SELFIES_ONLY = re.compile(r"\[(?:[=#/\\]?(?:B|C|N|O|S|P|F|Cl|Br|I)|[=#/\\][^\]]+|[=#/\\]?(?:Branch|Ring)\d|nop)\]")
+
+
+def is_selfies(text: str) -> bool:
+    """Whether a text is SELFIES: nothing but tokens in brackets, one right after another, some of which SMILES lack.
+
+    [C][C][O] would be a SMILES too, of carbon atoms without any hydrogen; nobody writes that.
+
+    >>> is_selfies("[C][C][O]"), is_selfies("[Na+].[Cl-]"), is_selfies("[13CH3][13CH3]"), is_selfies("[C]")
+    (True, False, False, False)
+    """
+    text = text.strip()
+    if "][" not in text or not re.fullmatch(r"(\[[^\[\]]+\])+(\.(\[[^\[\]]+\])+)*", text):
+        return False
+    return _SELFIES_ONLY.search(text) is not None
 
 
 @contextlib.contextmanager

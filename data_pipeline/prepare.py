@@ -11,16 +11,18 @@ workers.
 import argparse
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from etils import epath
 
 from data_pipeline import tasks
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
+from data_pipeline.files import TableOptions
 from data_pipeline.jobs import Inputs, Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.prompt import PROMPT_STYLES
+from data_pipeline.tables import QUOTING
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--smiles_column", help="default: guessed, like the next two")
     parser.add_argument("--text_column")
     parser.add_argument("--target_column", nargs="+", default=[], metavar="NAME", help="property columns")
+    parser.add_argument("--delimiter", help=r"between fields of tables, such as ';' or '\t'; default: by evidence")
+    parser.add_argument("--quoting", choices=QUOTING, help="none: quotation marks are text; default: by evidence")
+    parser.add_argument("--encoding", metavar="NAME", help="such as utf-8, utf-16, cp1252; default: by evidence")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--beam_runner", help="DirectRunner, DataflowRunner, FlinkRunner, SparkRunner, ...")
     parser.add_argument("--beam_options", nargs="+", default=[], metavar="--OPTION=VALUE", help="after all others")
@@ -56,6 +61,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens_per_row", type=int, default=default.tokens_per_row)
     parser.add_argument("--embedded", action="store_true", help="prepare the embedded corpus instead of files")
     return parser
+
+
+def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
+    """Lines for people: what became of every row."""
+    rows, examples, lost = manifest["rows"], manifest["examples"], manifest.get("without_molecule", 0)
+    counts = {name: sum(manifest[name].values()) for name in ("splits", "rejected", "missing")}
+    begin = f"{rows:,} rows" + (
+        f" with {examples // max(1, rows)} labels each, {examples:,}" if examples > rows else ""
+    )
+    lines = [
+        f"{folder}: {begin} = {counts['splits']:,} conversations + {counts['rejected']:,} rejected "
+        f"+ {counts['missing']:,} missing",
+        *(f"  {split:<12} {count:>10,}" for split, count in manifest["splits"].items()),
+        *(f"  rejected     {count:>10,}  {reason}" for reason, count in manifest["rejected"].items()),
+        *(f"  missing      {count:>10,}  {column} is empty" for column, count in manifest["missing"].items()),
+    ]
+    if lost and manifest["task"] != "molecule_generation":
+        lines.append(f"  {lost:,} conversations show no molecule")
+    if counts["rejected"]:
+        lines.append(f"rejected rows are in {folder / 'rejected.jsonl'}")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,9 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
         if options.embedded:
             print(prepare_embedded(options.output, runner))
             return
+        delimiter = options.delimiter and options.delimiter.replace("\\t", "\t")
         settings = Settings(
             task=options.task,
             columns=tasks.Columns(options.smiles_column, options.text_column, tuple(options.target_column)),
+            table=TableOptions(delimiter, options.quoting, options.encoding),
             validation_fraction=0.0 if options.validation_input else options.validation_fraction,
             rows_per_shard=options.rows_per_shard,
             file_format=options.file_format,
@@ -89,8 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         manifest = prepare(inputs, options.output, settings, runner)
     except DataError as error:
         sys.exit(f"data_pipeline.prepare: {error}")
-    missing = f"; labels that are empty: {manifest['missing']}" if manifest.get("missing") else ""
-    print(f"{options.output}: {manifest['splits']}; rejected: {manifest['rejected'] or 'none'}{missing}")
+    print("\n".join(summary(options.output, manifest)))
 
 
 if __name__ == "__main__":

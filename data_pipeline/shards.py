@@ -29,12 +29,12 @@ from etils import epath
 from data_pipeline import storage
 from data_pipeline.conversation import Conversation
 from data_pipeline.corpus import murcko_scaffold
-from data_pipeline.errors import RowError, WorkerError
+from data_pipeline.errors import WorkerError
+from data_pipeline.examples import Refused, examples_of
 from data_pipeline.files import BadRow
 from data_pipeline.lengths import measured
-from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
-from data_pipeline.records import Record, featurized, record_features, record_size, serialize
+from data_pipeline.records import Record, record_features, record_size, serialize
 from data_pipeline.tasks import TASKS, Columns, Missing
 from data_pipeline.tokenizer import load_tokenizer
 
@@ -121,7 +121,7 @@ def shard_path(work: epath.Path, chunk: int, split: str) -> epath.Path:
 
 
 def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
-    """What `write_shard` left of a chunk: {"sizes": {split: [...]}, "rejected": [...]}; None if it is not done."""
+    """What `write_shard` left of a chunk: the fields of Shard but for the records; None if it is not done."""
     path = work / "shards" / f"{chunk:06}.json"
     if not path.exists():
         return None
@@ -154,34 +154,19 @@ def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable
         cut = CutRow.from_json(line)
         key = f"{job.names[cut.file]}:{cut.number}"
         detail = (cut.row.text if isinstance(cut.row, BadRow) else json.dumps(cut.row))[:MAX_DETAIL]
-        if isinstance(cut.row, BadRow) or index in skip:
-            reason = cut.row.reason if isinstance(cut.row, BadRow) else skip[index]
-            rejected.append(Rejected(key, reason, detail))
-            continue
-        try:
-            conversations = readers[cut.file](cut.row)
-        except RowError as error:
-            rejected.append(Rejected(key, error.reason, detail))
-            continue
-        except InvalidMoleculeError as error:
-            rejected.append(Rejected(key, "invalid SMILES", str(error)))
-            continue
-        for conversation in conversations:
-            if isinstance(conversation, Missing):
-                missing[conversation.column] += 1
+        row = BadRow(skip[index], detail) if index in skip else cut.row
+        for found in examples_of(readers[cut.file], row):
+            if isinstance(found, Missing):
+                missing[found.column] += 1
                 continue
-            if isinstance(conversation, RowError):
-                rejected.append(Rejected(key, conversation.reason, detail))
+            if isinstance(found, Refused):
+                rejected.append(Rejected(key, found.reason, (found.detail or detail)[:MAX_DETAIL]))
                 continue
-            try:
-                record = featurized(conversation)
-            except InvalidMoleculeError as error:
-                rejected.append(Rejected(key, "invalid SMILES", str(error)))
-                continue
-            split = cut.split or ("validation" if _is_held_out(conversation, job.validation_fraction) else "train")
-            serialized.setdefault(split, []).append(serialize(record))
-            sizes.setdefault(split, []).append(record_size(record))
-            records.setdefault(split, []).append(record)
+            held_out = _is_held_out(found.conversation, job.validation_fraction)
+            split = cut.split or ("validation" if held_out else "train")
+            serialized.setdefault(split, []).append(serialize(found))
+            sizes.setdefault(split, []).append(record_size(found))
+            records.setdefault(split, []).append(found)
     if job.prompt is not None:
         encoder = _encoder(*job.prompt)
         lengths.update({split: measured(group, encoder).tolist() for split, group in records.items()})

@@ -1,7 +1,7 @@
 """Tasks: how a row of a file becomes a conversation. Column names are options with sensible guesses.
 
-Every task's reader gets the columns of a file and returns a function from a row to `Conversation`s: one, or one for
-each property in the property tasks.
+Every task's reader gets the columns of a file and returns what makes `Conversation`s of a row: one, or one for each
+property in the property tasks.
 """
 
 import math
@@ -15,7 +15,7 @@ from rdkit import Chem
 from data_pipeline.conversation import ROLES, Conversation, Message
 from data_pipeline.describe import DESCRIPTION_REQUESTS
 from data_pipeline.errors import DataError, RowError
-from data_pipeline.molecule import parse_smiles
+from data_pipeline.molecule import InvalidMoleculeError, is_selfies, parse_smiles
 
 GRAPH_MARKER = "<graph>"
 """Where a record in LLaMo's own layout wants its graph; everywhere else it is ordinary text."""
@@ -87,22 +87,34 @@ EMPTY = ("", "nan", "na", "n/a", "null", "none")
 """What tables write where a label is not known, in lower case."""
 
 Row = Mapping[str, Any]
-RowReader = Callable[[Row], Sequence[Conversation | Missing | RowError]]
-"""A row's conversations; in the property tasks, of each label one, or why there is none. Raises RowError for all."""
+Found = Sequence[Conversation | Missing | RowError]
+
+
+class RowReader(NamedTuple):
+    """Makes the conversations of a row, `examples` of them or why there are none.
+
+    Called with a row; raises RowError or InvalidMoleculeError, if the row gives none at all.
+    """
+
+    read: Callable[[Row], Found]
+    examples: int = 1  # more than one in the property tasks: one for each label
+
+    def __call__(self, row: Row) -> Found:
+        return self.read(row)
 
 
 def description_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and description: "Describe this molecule." → description."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     text = _pick(found, columns.text, _TEXT, "--text_column")
-    return lambda row: [_turn(_text(row, smiles), DESCRIPTION_REQUESTS, _text(row, text))]
+    return RowReader(lambda row: [_turn(_molecule(row, smiles), DESCRIPTION_REQUESTS, _text(row, text))])
 
 
 def iupac_name_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and its IUPAC name."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     name = _pick(found, columns.text, _NAME, "--text_column")
-    return lambda row: [_turn(_text(row, smiles), NAME_REQUESTS, _text(row, name))]
+    return RowReader(lambda row: [_turn(_molecule(row, smiles), NAME_REQUESTS, _text(row, name))])
 
 
 def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -112,9 +124,9 @@ def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowRea
 
     def read(row: Row) -> list[Conversation]:
         request = GENERATION_REQUEST.format(_text(row, text))
-        return [Conversation((), (Message("user", request), Message("assistant", _canonical(_text(row, smiles)))))]
+        return [Conversation((), (Message("user", request), Message("assistant", _canonical(_molecule(row, smiles)))))]
 
-    return read
+    return RowReader(read)
 
 
 def property_regression_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -125,7 +137,7 @@ def property_regression_reader(found: Sequence[str], columns: Columns) -> RowRea
         phrase, unit = REGRESSION.get(column.lower(), Property(column))
         questions[column] = f"What is the {phrase} of this molecule{f', in {unit}' if unit else ''}?"
 
-    return lambda row: _labels(row, smiles, questions, _number)
+    return RowReader(lambda row: _labels(row, smiles, questions, _number), len(questions))
 
 
 def property_classification_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -136,7 +148,7 @@ def property_classification_reader(found: Sequence[str], columns: Columns) -> Ro
         for column in _targets(found, columns.targets, CLASSIFICATION)
     }
 
-    return lambda row: _labels(row, smiles, questions, _yes_no)
+    return RowReader(lambda row: _labels(row, smiles, questions, _yes_no), len(questions))
 
 
 def forward_reaction_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -147,7 +159,7 @@ def forward_reaction_reader(found: Sequence[str], columns: Columns) -> RowReader
         precursors, product = split(row)
         return [_turn(components(precursors), FORWARD_REQUESTS, _canonical(product))]
 
-    return read
+    return RowReader(read)
 
 
 def retrosynthesis_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -158,14 +170,14 @@ def retrosynthesis_reader(found: Sequence[str], columns: Columns) -> RowReader:
         reactants, product = split(row)
         return [_turn(components(product), RETRO_REQUESTS, _canonical(reactants))]
 
-    return read
+    return RowReader(read)
 
 
 def instruction_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Conversations: {"smiles": str or list, "messages": [{"role", "content"}, ...]}; "smiles" may be absent.
 
     Or LLaMo's own layout, {"smiles", "instruction": str or list of messages, "output"}; one `<graph>` in the first
-    question says where the graph stands.
+    question says where the graph stands. Alpaca's "input", if it is not the molecule, follows the instruction.
     """
     names = {name.lower(): name for name in found}
     if columns.smiles:
@@ -173,9 +185,9 @@ def instruction_reader(found: Sequence[str], columns: Columns) -> RowReader:
     else:
         smiles = next((names[name] for name in _SMILES if name in names), "smiles")
     if columns.text is None and "messages" not in names and {"instruction", "output"} <= set(names):
-        return lambda row: [_llamo_record(row, smiles)]
+        return RowReader(lambda row: [_llamo_record(row, smiles)])
     column = _pick(found, columns.text, ("messages",), "--text_column")
-    return lambda row: [Conversation(_smiles_list(row.get(smiles)), _messages(row.get(column)))]
+    return RowReader(lambda row: [Conversation(_smiles_list(row.get(smiles)), _messages(row.get(column)))])
 
 
 TASKS: dict[str, Callable[[Sequence[str], Columns], RowReader]] = {
@@ -189,6 +201,31 @@ TASKS: dict[str, Callable[[Sequence[str], Columns], RowReader]] = {
     "molecule_generation": molecule_generation_reader,
 }
 """Task name → maker of its row reader; raises DataError, listing the columns found, if a column is missing."""
+
+
+def overlooked_molecules(task: str, rows: Sequence[Row], columns: Columns) -> str | None:
+    """A column of conversations that holds molecules which nothing would read; None if there is none.
+
+    Judged by the first rows of a file: all that a column has there are molecules, and no column of a known name is
+    there. Texts that happen to be one (C, I, No) are too short to count.
+    """
+    if task != "instruction" or columns.smiles or not rows:
+        return None
+    names = dict.fromkeys(name for row in rows for name in row)
+    if {name.lower() for name in names} & set(_SMILES):
+        return None
+    for name in names:
+        texts = [text.strip() for row in rows if isinstance(text := row.get(name), str) and text.strip()]
+        if texts and max(map(len, texts)) > 2 and all(map(_reads_as_molecule, texts)):
+            return name
+    return None
+
+
+def _reads_as_molecule(text: str) -> bool:
+    try:
+        return is_selfies(text) or parse_smiles(text) is not None
+    except InvalidMoleculeError:
+        return False
 
 
 def components(smiles: str) -> tuple[str, ...]:
@@ -218,14 +255,8 @@ def _turn(smiles: str | tuple[str, ...], requests: Sequence[str], answer: str) -
 def _labels(
     row: Row, smiles: str, questions: Mapping[str, str], read: Callable[[Row, str], str]
 ) -> list[Conversation | Missing | RowError]:
-    """Of each label a conversation, or why there is none: one that is empty or wrong takes no other with it.
-
-    Where there is a single one, a row without it is of no use: RowError.
-    """
-    molecule = _text(row, smiles)
-    if len(questions) == 1:
-        ((column, ask),) = questions.items()
-        return [_turn(molecule, (ask,), read(row, column))]
+    """Of each label a conversation, or why there is none: one that is empty or wrong takes no other with it."""
+    molecule = _molecule(row, smiles)
     found: list[Conversation | Missing | RowError] = []
     for column, ask in questions.items():
         if str("" if row.get(column) is None else row[column]).strip().lower() in EMPTY:
@@ -250,15 +281,19 @@ def _reaction_reader(
         more = names.get("reagents") if reagents else None
 
         def from_columns(row: Row) -> tuple[str, str]:
-            extra = f".{row[more]}" if more and row.get(more) else ""
-            return _unmapped(_text(row, first) + extra), _unmapped(_text(row, last))
+            extra = f".{_one_word(row, more)}" if more and row.get(more) else ""
+            return _unmapped(_one_word(row, first) + extra), _unmapped(_one_word(row, last))
 
         return from_columns
     if column is None:
         raise DataError(f"no column {columns.text!r}; found {list(found)}; name one with --text_column")
 
     def from_reaction(row: Row) -> tuple[str, str]:
-        parts = _text(row, column).split(" ")[0].split(">")
+        # the extension behind a reaction (CXSMILES, as in USPTO's files) says which ions belong together
+        match = re.fullmatch(r"(\S+)(\s+\|.*\|)?", _text(row, column))
+        if match is None:
+            raise RowError("text behind the reaction")
+        parts = re.split(r"(?<!-)>", match[1])  # -> is a dative bond
         if len(parts) != 3 or not parts[0] or not parts[2]:
             raise RowError("not reactants>reagents>products")
         precursors = ".".join(filter(None, parts[:2])) if reagents else parts[0]
@@ -289,6 +324,11 @@ def _llamo_record(row: Row, smiles: str) -> Conversation:
         graph_at = (first, len(before))
         messages = (*messages[:first], Message("user", before + after[0]), *messages[first + 1 :])
     answer = Message("assistant", _text(row, "output"))
+    more = row.get("input")
+    if smiles != "input" and isinstance(more, str) and more.strip():
+        question = messages[first]
+        added = question._replace(content=f"{question.content}\n{_unicode(more.strip())}")
+        messages = (*messages[:first], added, *messages[first + 1 :])
     return Conversation(_smiles_list(row.get(smiles)), (*messages, answer), graph_at)
 
 
@@ -311,7 +351,33 @@ def _smiles_list(value: Any) -> tuple[str, ...]:
     smiles = [value] if isinstance(value, str) else value or []
     if not isinstance(smiles, list) or not all(isinstance(each, str) for each in smiles):
         raise RowError("smiles are not text")
-    return tuple(smiles)
+    return tuple(map(_as_smiles, smiles))
+
+
+def _molecule(row: Row, column: str) -> str:
+    return _as_smiles(_text(row, column))
+
+
+def _as_smiles(text: str) -> str:
+    """A SMILES as it is; SELFIES (Krenn et al., 2020) as SMILES, by the library selfies."""
+    if not is_selfies(text):
+        return text
+    try:
+        import selfies
+    except ImportError:
+        raise RowError('SELFIES, which need a library: pip install "llamo_jax[selfies]"') from None
+    try:
+        return selfies.decoder(text.strip())
+    except (selfies.DecoderError, ValueError) as error:
+        raise RowError(f"not readable as SELFIES ({str(error).splitlines()[0][:80]})") from None
+
+
+def _one_word(row: Row, column: str) -> str:
+    """The SMILES of a cell: dots behind its end are no other molecules."""
+    text = _molecule(row, column)
+    if len(text.split()) != 1:
+        raise RowError(f"text behind the SMILES in {column}")
+    return text
 
 
 def _targets(found: Sequence[str], asked: Sequence[str], known: Mapping[str, Any]) -> list[str]:

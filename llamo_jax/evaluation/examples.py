@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.conversation import Conversation
-from data_pipeline.errors import DataError, RowError
+from data_pipeline.errors import DataError
+from data_pipeline.examples import examples_of
 from data_pipeline.files import BadRow, read_rows
-from data_pipeline.molecule import InvalidMoleculeError
-from data_pipeline.records import Record, RecordReader, featurized, read_manifest
+from data_pipeline.records import Record, RecordReader, read_manifest
 from data_pipeline.tasks import TASKS, Columns, Missing
 
 
@@ -41,20 +40,20 @@ def read_examples(source: Path, task: str, split: str, limit: int = 0) -> Exampl
     """
     rejected: Counter[str] = Counter()
     found = _from_folder(source, split) if source.is_dir() else _from_file(source, task, rejected)
-    examples: list[Example] = []
+    chosen: list[Example] = []
     for record in found:
         last = record.conversation.messages[-1]
         if last.role != "assistant" or len(record.conversation.messages) < 2:
             rejected["no answer at the end"] += 1
             continue
         prompt = record.conversation._replace(messages=record.conversation.messages[:-1])
-        examples.append(Example(record._replace(conversation=prompt), last.content))
-        if len(examples) == limit:
+        chosen.append(Example(record._replace(conversation=prompt), last.content))
+        if len(chosen) == limit:
             break
-    if not examples:
+    if not chosen:
         raise DataError(f"{source}: nothing to evaluate; {dict(rejected)}")
-    contents = [(example.prompt.conversation, example.target) for example in examples]
-    return Examples(examples, dict(rejected), hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16])
+    contents = [(example.prompt.conversation, example.target) for example in chosen]
+    return Examples(chosen, dict(rejected), hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16])
 
 
 def _from_folder(folder: Path, split: str) -> Iterator[Record]:
@@ -73,14 +72,9 @@ def _from_file(path: Path, task: str, rejected: Counter[str]) -> Iterator[Record
         if isinstance(row, BadRow):
             rejected[row.reason] += 1
             continue
-        try:
-            read = read or TASKS[task](list(row), Columns())
-            for found in read(row):
-                if isinstance(found, Conversation):
-                    yield featurized(found)
-                else:
-                    rejected[f"missing {found.column}" if isinstance(found, Missing) else found.reason] += 1
-        except RowError as error:
-            rejected[error.reason] += 1
-        except InvalidMoleculeError as error:
-            rejected[f"invalid SMILES: {error.reason}"] += 1
+        read = read or TASKS[task](list(row), Columns())
+        for found in examples_of(read, row):
+            if isinstance(found, Record):
+                yield found
+            else:
+                rejected[f"missing {found.column}" if isinstance(found, Missing) else found.reason] += 1

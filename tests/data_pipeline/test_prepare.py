@@ -158,7 +158,9 @@ def test_labels_that_are_missing_are_counted(tmp_path, capsys):
     assert manifest["missing"] == {"lumo": 2, "homo": 1}
     assert manifest["rejected"] == {"invalid SMILES": 3, "lumo is not a number": 1}
     assert sum(manifest["splits"].values()) + 3 + 4 == 15
-    assert "labels that are empty: {'lumo': 2, 'homo': 1}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 rows with 3 labels each, 15 = 8 conversations + 4 rejected + 3 missing" in said
+    assert "missing               2  lumo is empty" in said
 
 
 def test_validation_has_scaffolds_that_training_has_not(tmp_path):
@@ -300,7 +302,7 @@ def test_tfrecord_files_are_ordinary_tfds(table, undisturbed, tmp_path):
 def test_beam_options_are_passed_on(monkeypatch, table, tmp_path):
     given = {}
     monkeypatch.setattr(prepare, "prepare", lambda *arguments: given.update(zip("abcd", arguments, strict=True)) or {
-        "splits": {}, "rejected": {}
+        "splits": {}, "rejected": {}, "missing": {}, "rows": 0, "examples": 0, "task": "description"
     })  # fmt: skip
     options = ["--task", "description", "--input", str(table), "--output", str(tmp_path / "o")]
     prepare.main([*options, "--beam_runner=FlinkRunner", "--beam_options", "--flink_master=x:1", "--parallelism=4"])

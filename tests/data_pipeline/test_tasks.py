@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import DataError, RowError
 from data_pipeline.files import read_rows
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
-from data_pipeline.tasks import TASKS, Columns, Missing, components
+from data_pipeline.tasks import TASKS, Columns, Missing, components, overlooked_molecules
 
 
 def conversations(task, path, columns=None, limit=300):
@@ -148,18 +148,20 @@ def test_conversations_that_cannot_be_used(row, reason):
         TASKS["instruction"](["messages"], Columns())(row)
 
 
-@pytest.mark.parametrize("value", ["", "high", "nan", "inf", None])
+@pytest.mark.parametrize("value", ["high", "inf", "1,204", "1 2"])
 def test_numbers_and_classes_that_are_none(value):
-    with pytest.raises(RowError, match="gap is not a number"):
-        TASKS["property_regression"](["smiles", "gap"], Columns())({"smiles": "C", "gap": value})
-    with pytest.raises(RowError, match="neither yes nor no"):
-        TASKS["property_classification"](["smiles", "p_np"], Columns())({"smiles": "C", "p_np": value})
+    (found,) = TASKS["property_regression"](["smiles", "gap"], Columns())({"smiles": "C", "gap": value})
+    assert found.reason == "gap is not a number"
+    (found,) = TASKS["property_classification"](["smiles", "p_np"], Columns())({"smiles": "C", "p_np": value})
+    assert found.reason == "p_np is neither yes nor no"
 
 
 def test_an_empty_label_leaves_the_others():
     """Of a table with several: a conversation for each known one, the rest is named."""
     read = TASKS["property_regression"](["smiles", "homo", "lumo", "gap"], Columns())
     for empty in ("", None, "NaN", "n/a", float("nan")):
+        one = TASKS["property_regression"](["smiles", "gap"], Columns())
+        assert one({"smiles": "C", "gap": empty}) == [Missing("gap")]
         found = read({"smiles": "C", "homo": "-0.25", "lumo": empty, "gap": "wide"})
         assert found[0].messages[1].content == "-0.25"
         assert found[1] == Missing("lumo")
@@ -173,3 +175,79 @@ def test_an_empty_label_leaves_the_others():
 def test_a_wrong_guess_lists_the_columns(task):
     with pytest.raises(DataError, match=r"\['a', 'b'\]"):
         TASKS[task](["a", "b"], Columns())
+
+
+@pytest.mark.parametrize("column", ["Drug", "molecule_smiles", "input", "structure"])
+def test_molecules_in_a_column_of_another_name_are_not_overlooked(column):
+    """Conversations without their molecules, and not a word about it."""
+    texts = ["CCO", "c1ccccc1", "[C][C][O]"]
+    rows = [{column: text, "instruction": "What?", "output": "A thing."} for text in texts]
+    assert overlooked_molecules("instruction", rows, Columns()) == column
+    assert overlooked_molecules("instruction", rows, Columns(smiles=column)) is None
+    assert overlooked_molecules("description", rows, Columns()) is None
+    told = [*rows, {column: "an alcohol", "instruction": "What?", "output": "No."}]
+    assert overlooked_molecules("instruction", told, Columns()) is None
+    assert overlooked_molecules("instruction", [{"smiles": "", **row} for row in rows], Columns()) is None
+    short = [{"grade": "C", "messages": TURNS}, {"grade": "B", "messages": TURNS}]
+    assert overlooked_molecules("instruction", short, Columns()) is None
+
+
+def test_alpacas_input_is_part_of_the_question():
+    row = {"instruction": "Answer.", "input": "What is CO2?", "output": "A gas.", "smiles": "O=C=O"}
+    (found,) = TASKS["instruction"](list(row), Columns())(row)
+    assert turn(found) == ("Answer.\nWhat is CO2?", "A gas.")
+    row = {"instruction": "Describe it.", "input": "O=C=O", "output": "A gas."}
+    (found,) = TASKS["instruction"](list(row), Columns(smiles="input"))(row)
+    assert (found.smiles, turn(found)[0]) == (("O=C=O",), "Describe it.")
+
+
+def test_selfies_become_smiles():
+    """As the library decodes them; in every task that reads a molecule."""
+    read = TASKS["description"](["smiles", "text"], Columns())
+    (found,) = read({"smiles": "[C][=C][C][=C][C][=C][Ring1][=Branch1]", "text": "Benzene."})
+    assert parse_smiles(found.smiles[0]).GetNumAtoms() == 6
+    (found,) = TASKS["instruction"](["smiles", "messages"], Columns())(
+        {"smiles": ["[C][C][O]", "C"], "messages": TURNS}
+    )
+    assert found.smiles == ("CCO", "C")
+    (found,) = TASKS["molecule_generation"](["smiles", "text"], Columns())({"smiles": "[O][C]", "text": "x"})
+    assert turn(found)[1] == "CO"
+    with pytest.raises(RowError, match="not readable as SELFIES"):
+        read({"smiles": "[C][Unknown][O]", "text": "x"})
+    with pytest.raises(InvalidMoleculeError, match="this is SELFIES"):
+        parse_smiles("[C][C][O]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I cannot determine the reactants.",
+        "C is the only carbon source",
+        "CCO\nCCN",
+        "CCO ethanol",
+        "CCO\tlot 5",
+        "No way",
+    ],
+)
+def test_a_text_is_no_molecule_because_its_first_word_is(text):
+    with pytest.raises(InvalidMoleculeError, match="stands behind the SMILES"):
+        parse_smiles(text)
+    assert parse_smiles(" CCO \n").GetNumAtoms() == 3
+    assert parse_smiles("CC[C@H](O)Cl |o1:2|").GetNumAtoms() == 5
+
+
+def test_reactions_as_files_have_them():
+    read = TASKS["forward_reaction"](["rxn"], Columns())
+    (dative,) = read({"rxn": "CN->[Cu].O>>C[NH2]->[Cu]"})
+    assert dative.smiles == ("CN->[Cu]", "O")
+    (grouped,) = read({"rxn": "CCO.[Na+].[OH-]>>CC |f:1.2,a.b|"})
+    assert grouped.smiles == ("CCO", "[Na+].[OH-]")
+    with pytest.raises(RowError, match="text behind the reaction"):
+        read({"rxn": "CCO>>CC lot.B"})
+    columns = ["reactants", "reagents", "product"]
+    row = dict(zip(columns, ("CCO", "O", "CC"), strict=True))
+    read = TASKS["forward_reaction"](columns, Columns())
+    assert read(row)[0].smiles == ("CCO", "O")
+    for name in columns:
+        with pytest.raises(RowError, match=f"text behind the SMILES in {name}"):
+            read(row | {name: row[name] + " lot.B"})
