@@ -295,10 +295,10 @@ def _digest(parts: tuple) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def without_answers(conversation: EncodedConversation) -> EncodedConversation:
-    """The conversation without its target tokens: what the original's evaluation leaves of one."""
+def without_answers(conversation: EncodedConversation, first: int | None = None) -> EncodedConversation:
+    """The conversation without its target tokens, or its `first` ones: what the original's evaluation leaves of one."""
     tokens, is_target, molecule, query, graphs = conversation
-    kept = ~is_target
+    kept = ~is_target if first is None else ~is_target | (np.cumsum(is_target) > first)
     return EncodedConversation(tokens[kept], is_target[kept], molecule[kept], query[kept], graphs)
 
 

@@ -1,4 +1,4 @@
-"""Answers that are a number or a yes or no: how near, how often right, and how many are no such answer at all."""
+"""Answers that are a number, a yes or no, or a SMILES: what they say, and how near and how often right that is."""
 
 import math
 import re
@@ -66,6 +66,31 @@ def yes_in(text: str) -> bool | None:
         return alone[0] == "1"
     match = _YES_NO.search(text)
     return None if match is None else match.group(1) is not None
+
+
+_FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
+_BEFORE = re.compile(
+    r"(?:the\s+)?(?:(?:canonical|isomeric|predicted|final)\s+)?"
+    r"(?:answer|smiles|molecule|products?|reactants?|precursors?)(?:\s+smiles)?(?:\s+(?:is|are))?\s*[:=]\s*",
+    re.IGNORECASE,
+)
+
+
+def smiles_in(text: str) -> str:
+    """The SMILES that an answer is as a whole; the answer itself, stripped, where it is anything else.
+
+    Taken away, in this order: what stands around a code fence or marks, a beginning such as "SMILES:" or "The product
+    is:", and a full stop at the end. What is left counts as it is: an answer in words is no molecule, though RDKit
+    would read its first word.
+
+    >>> smiles_in("The product is: `CCO`."), smiles_in("SMILES: CCO."), smiles_in("C is the carbon source")
+    ('CCO', 'CCO', 'C is the carbon source')
+    """
+    fence = _FENCE.fullmatch(text.strip()) or _FENCE.search(text)
+    found = (fence[1] if fence else text).strip()
+    found = _BEFORE.sub("", found, count=1) if _BEFORE.match(found) else found
+    found = found.strip().removesuffix(".").strip("`\"'").strip().removesuffix(".")
+    return found if found and not re.search(r"\s", found) else text.strip()
 
 
 def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:

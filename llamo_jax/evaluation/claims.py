@@ -58,7 +58,7 @@ _ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
 
 _NUMBERS = {"no": 0, "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8,
             "nine": 9, "ten": 10}  # fmt: skip
-_NUMBER = r"(?P<number>\d+|" + "|".join(_NUMBERS) + r")"
+_NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(_NUMBERS) + r")"
 
 _ELSEWHERE = re.compile(
     r"\b(?:obtained|derive[sd]?|deriving|derivative of|result(?:s|ing)|formed|prepared|conjugate (?:base|acid)|formal"
@@ -66,7 +66,21 @@ _ELSEWHERE = re.compile(
     r"|metaboli[sz]\w*|synthes\w+|react\w*|role|found|isolated)\b.*?(?=\.\s|\.$|$)",
     re.IGNORECASE | re.DOTALL,
 )
-_NEGATION = re.compile(r"\b(?:no|not|without|lacks?|lacking|neither|nor|free of|devoid of)\b[^.,;]*$", re.IGNORECASE)
+_TURN = (
+    r"\b(?:but|however|yet|although|though|while|whereas|instead|is|are|has|have|having|with|contain(?:s|ing)?"
+    r"|bear(?:s|ing)?|includ(?:es?|ing)|features?|carr(?:y|ies|ying)|possess(?:es|ing)?)\b"
+)
+"""Words after which a negation is over."""
+_REACH = rf"(?:(?!{_TURN})[^.,;:])*"
+_NEGATION = re.compile(
+    # a list goes on with bare names after "no", and with articles too after "lacks"
+    r"(?:\b(?:no|not(?! only)(?:\s+(?:have|contain|bear|include|possess|feature|carry|show))?|neither|nor)\b"
+    rf"{_REACH}(?:,(?!\s*(?:(?:and|or|nor)\s+)?(?:an?|the|\d+)\b){_REACH})*"
+    rf"|\b(?:without|lacks?|lacking|free of|devoid of)\b{_REACH}(?:,{_REACH})*)$",
+    re.IGNORECASE,
+)
+_BEFORE = 200
+"""Characters before a name in which its negation is looked for: a text without a full stop may be long."""
 
 
 def claims_in(text: str) -> list[Claim]:
@@ -86,7 +100,8 @@ def _named(text: str) -> Iterable[Claim]:
             name = match["name"].lower()
             name = _SPELLINGS.get(name, name)
             count = _number(match["number"]) if match["number"] else None
-            if count is None and _NEGATION.search(text[: match.start()].rpartition(".")[2]):
+            before = text[max(0, match.start() - _BEFORE) : match.start()]
+            if count is None and _NEGATION.search(before.rpartition(".")[2]):
                 count = 0
             if count:
                 yield Claim(COUNT, f"{kind}:{name}", count, match.group())
@@ -255,7 +270,7 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
             named[kind] += len(checked.named[kind])
     return {
         "precision": _share(true.total(), false.total()),
-        "recall": named.total() / there.total() if there else None,
+        "recall": named.total() / there.total() if there.total() else None,
         "claims": true.total() + false.total(),
         "false_claims": false.total(),
         "by_kind": {

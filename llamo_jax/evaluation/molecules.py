@@ -1,6 +1,7 @@
 """Molecule against molecule, from SMILES: for reactions, retrosynthesis and molecule generation (MolT5, section 4)."""
 
 import functools
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 from tqdm import tqdm
 
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
+from llamo_jax.evaluation.answers import smiles_in
 from llamo_jax.evaluation.text import corpus_bleu
 
 
@@ -30,7 +32,8 @@ def molecule_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[
 
     bleu (of characters), exact, levenshtein and validity are over all rows; maccs, rdk and morgan over the rows whose
     prediction is a valid molecule, as in MolT5's tables. `all_rows` and `valid_rows` have every score over all rows
-    (an invalid prediction has similarity 0) and over valid ones. Scores over no row at all are None.
+    (an invalid prediction has similarity 0) and over valid ones. Scores over no row at all are None. Molecules are
+    what `answers.smiles_in` takes out of answers; bleu and levenshtein are of the answers as they are.
     """
     pairs = [
         compare(prediction, target)
@@ -59,7 +62,7 @@ def compare(prediction: str, target: str) -> MoleculePair:
     """Compares two SMILES; an empty one is invalid."""
     from rapidfuzz.distance import Levenshtein
 
-    ours, theirs = _fingerprints(prediction.strip()), _fingerprints(target.strip())
+    ours, theirs = _fingerprints(smiles_in(prediction)), _fingerprints(smiles_in(target))
     distance = Levenshtein.distance(prediction, target)
     if ours is None or theirs is None:
         return MoleculePair(ours is not None, theirs is not None, False, distance, 0.0, 0.0, 0.0)
@@ -93,7 +96,9 @@ class _Fingerprints(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)  # targets repeat, and perfect predictions are their targets
 def _fingerprints(smiles: str) -> _Fingerprints | None:
-    """None if RDKit refuses the SMILES, or it has no atom."""
+    """None if RDKit refuses the SMILES, it has no atom, or is more than one word."""
+    if re.search(r"\s", smiles):
+        return None
     try:
         mol = parse_smiles(smiles)
     except InvalidMoleculeError:

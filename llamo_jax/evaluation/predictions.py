@@ -1,5 +1,6 @@
 """Files of predictions: JSON lines of {"prediction", "target"}, and whatever else is known of a row."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,9 +23,10 @@ class Predictions(NamedTuple):
 
 
 def read_predictions(path: Path) -> Predictions:
-    """The rows of a .jsonl file (or .json, .csv, .tsv, .parquet with such columns); raises DataError if none is whole.
+    """The rows of a .jsonl file (or any that `read_rows` reads, with such columns); raises DataError if none is whole.
 
-    smiles, if there, may be a SMILES or a list of them; yes_probability is a number.
+    Numbers, true and false are read as texts of them. smiles, if there, may be a SMILES or a list of them;
+    yes_probability is a number.
     """
     rows, broken, lines = [], Counter[str](), []
     for number, row in enumerate(read_rows(path), start=1):
@@ -34,7 +36,8 @@ def read_predictions(path: Path) -> Predictions:
             lines.append((number, reason))
         else:
             row = cast(dict[str, Any], row)
-            rows.append({**row, "smiles": _smiles(row.get("smiles"))})
+            texts = {key: _as_text(row[key]) for key in ("prediction", "target")}
+            rows.append({**row, **texts, "smiles": _smiles(row.get("smiles"))})
     if not rows:
         raise DataError(f'{path}: no row with "prediction" and "target"; {dict(broken)}')
     return Predictions(rows, dict(broken), lines[:SHOWN])
@@ -45,16 +48,22 @@ def _fault(row: dict[str, Any]) -> str | None:
     for key in ("prediction", "target"):
         if key not in row:
             return f'no "{key}"'
-        if not isinstance(row[key], str):
-            return f'"{key}" is not text'
+        value = row[key]
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            return f'"{key}" is neither text nor a number'
         try:
-            row[key].encode()
+            _as_text(value).encode()
         except UnicodeEncodeError:
             return f'"{key}" is not valid Unicode'
     probability = row.get("yes_probability")
     if probability is not None and (isinstance(probability, bool) or not isinstance(probability, int | float)):
         return '"yes_probability" is not a number'
     return None
+
+
+def _as_text(value: Any) -> str:
+    """JSON's numbers as it writes them, true and false as yes and no."""
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _smiles(value: Any) -> list[str]:

@@ -22,6 +22,7 @@ from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.jobs import Runner
+from data_pipeline.prompt import without_answers
 from data_pipeline.records import featurized
 from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, differences, from_dict, to_dict
@@ -156,7 +157,7 @@ def _answers(
     progress.close()
     rows = [done[index] for index in range(len(examples))]
     if kind_of(config.task) == YES_NO:
-        probabilities = yes_probabilities(generator, examples)
+        probabilities = yes_probabilities(generator, examples, questions_only=config.context == "questions_only")
         rows = [row | {"yes_probability": value} for row, value in zip(rows, probabilities, strict=True)]
     return rows
 
@@ -180,9 +181,16 @@ def _row(index: int, example: Example, samples: Sequence[Any]) -> dict[str, Any]
     return row | ({"samples": [sample.text for sample in samples]} if len(samples) > 1 else {})
 
 
-def yes_probabilities(generator: Generator, examples: Sequence[Example]) -> list[float]:
-    """P(yes) / (P(yes) + P(no)) of the first token of the answers "Yes" and "No"."""
+def yes_probabilities(
+    generator: Generator, examples: Sequence[Example], *, questions_only: bool = False
+) -> list[float]:
+    """P(yes) / (P(yes) + P(no)) of the first token of the answers "Yes" and "No".
+
+    questions_only: earlier answers are left out of the prompts, as in `Generator.generate`.
+    """
     found = []
+    # target tokens before the answer: a conversation's earlier answers
+    earlier = [int(prompt.is_target[1:].sum()) for prompt in generator.encoder.encode([e.prompt for e in examples])]
     for word in ("Yes", "No"):
         records = [
             example.prompt._replace(
@@ -192,12 +200,15 @@ def yes_probabilities(generator: Generator, examples: Sequence[Example]) -> list
             )
             for example in examples
         ]
+        conversations = generator.encoder.encode(records)
+        before = earlier
+        if questions_only:
+            pairs = zip(conversations, earlier, strict=True)
+            conversations = [without_answers(conversation, count) for conversation, count in pairs]
+            before = [0] * len(earlier)
         # log-probabilities list the tokens of every answer; the last one's first stands behind those of earlier ones
-        earlier = [
-            int(encoded.is_target[1:].sum()) for encoded in generator.encoder.encode([e.prompt for e in examples])
-        ]
-        values = generator.target_log_probabilities(records)
-        found.append(np.array([row[count] for row, count in zip(values, earlier, strict=True)]))
+        values = generator.log_probabilities(conversations)
+        found.append(np.array([row[count] for row, count in zip(values, before, strict=True)]))
     return [1 / (1 + math.exp(min(700.0, no - yes))) for yes, no in zip(*map(np.ndarray.tolist, found), strict=True)]
 
 

@@ -125,7 +125,10 @@ class Generator:
 
     def target_log_probabilities(self, records: Sequence[Record]) -> list[np.ndarray]:
         """For each conversation, which holds its answers: float32, the log-probability of each target token."""
-        conversations = self.encoder.encode(records)
+        return self.log_probabilities(self.encoder.encode(records))
+
+    def log_probabilities(self, conversations: Sequence[EncodedConversation]) -> list[np.ndarray]:
+        """As `target_log_probabilities`, of conversations that are encoded already."""
         return target_log_probabilities(self._definition, self._arrays, self.mesh, conversations)
 
     def _sampled(

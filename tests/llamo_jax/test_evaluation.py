@@ -22,16 +22,18 @@ from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
 from data_pipeline.functional_groups import functional_groups
 from data_pipeline.molecule import parse_smiles
+from data_pipeline.prompt import without_answers
 from data_pipeline.records import Record, read_records
 from llamo_jax import runs
 from llamo_jax.config import ConfigError
 from llamo_jax.evaluation import __main__ as command
 from llamo_jax.evaluation import run, wordnet
-from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, yes_in
+from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, smiles_in, yes_in
 from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
 from llamo_jax.evaluation.examples import read_examples
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, load_metric_tokenizer
-from llamo_jax.evaluation.molecules import molecule_scores
+from llamo_jax.evaluation.molecules import compare, molecule_scores
+from llamo_jax.evaluation.predictions import read_predictions
 from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
@@ -302,7 +304,7 @@ def test_broken_lines_are_named_and_counted(tmp_path, capsys):
         json.dumps(good),
         "{",
         '{"prediction": "x"}',
-        '{"prediction": 3, "target": "x"}',
+        '{"prediction": [3], "target": "x"}',
         '["x"]',
         json.dumps(good),
     ]
@@ -408,7 +410,7 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     table = tmp_path / "bbbp.csv"
     lines = (shared_data / "property" / "bbbp.csv").read_text().splitlines()
     table.write_text("\n".join([*lines[:13], lines[1].replace("C", "C1", 1)]))
-    changes = {"graph_use": 0, "group_questions": 0, "limit": 10, "context": "questions_only"}
+    changes = {"graph_use": 0, "group_questions": 0, "limit": 10}
     config = evaluation(trained, table, task="property_classification", **changes)
     metrics = run.evaluate(config, tmp_path / "run")
     rows = helpers.json_lines(tmp_path / "run" / "predictions.jsonl")
@@ -419,9 +421,10 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     assert "graph_use" not in metrics
 
 
-def next_log_probabilities(generator, record):
+def next_log_probabilities(generator, record, *, questions_only=False):
     """float[V]: of what follows a prompt, from the whole model's logits in one pass."""
     (prompt,) = generator.encoder.encode([record])
+    prompt = without_answers(prompt) if questions_only else prompt
     batch = jax.tree.map(jnp.asarray, collate_prompts([prompt]))
     logits = helpers.logits(generator._definition, generator._arrays, batch)
     return np.asarray(jax.nn.log_softmax(logits[0, len(prompt.tokens) - 1]), np.float64)
@@ -430,8 +433,9 @@ def next_log_probabilities(generator, record):
 def first_token(generator, record, word):
     """The id that an answer of this word begins with."""
     messages = (*record.conversation.messages, Message("assistant", word))
-    encoded = generator.encoder.encode([record._replace(conversation=record.conversation._replace(messages=messages))])
-    return int(encoded[0].tokens[encoded[0].is_target][0])
+    whole = record._replace(conversation=record.conversation._replace(messages=messages))
+    prompt, encoded = generator.encoder.encode([record, whole])
+    return int(encoded.tokens[encoded.is_target][prompt.is_target.sum()])
 
 
 def test_the_probability_of_yes_is_the_models(trained, tmp_path):
@@ -450,6 +454,25 @@ def test_the_probability_of_yes_is_the_models(trained, tmp_path):
     assert [row["target"] for row in rows] == ["Yes", "No", "Yes"]
     np.testing.assert_allclose([row["yes_probability"] for row in rows], found, rtol=1e-4)
     assert min(abs(value - 0.5) for value in found) > 1e-3  # yes and no swapped would show
+
+
+@pytest.mark.parametrize("context", ["full", "questions_only"])
+def test_the_probability_of_yes_sees_what_the_answers_see(trained, tmp_path, context):
+    """After an earlier turn, whose answer stays in the prompt or does not."""
+    turns = ["Is it a solid?", "No, it boils at 78 °C.", "Does it have a hydroxy group?", "Yes"]
+    roles = ("user", "assistant") * 2
+    messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
+    path = tmp_path / "turns.jsonl"
+    path.write_text(json.dumps({"smiles": "CCO", "messages": messages}) + "\n")
+    generator, _ = load_generator(trained)
+    (example,) = read_examples(path, "instruction", "").examples
+    only = context == "questions_only"
+    probabilities = np.exp(next_log_probabilities(generator, example.prompt, questions_only=only))
+    yes, no = (probabilities[first_token(generator, example.prompt, word)] for word in ("Yes", "No"))
+    (found,) = run.yes_probabilities(generator, [example], questions_only=only)
+    np.testing.assert_allclose(found, yes / (yes + no), rtol=1e-4)
+    (other,) = run.yes_probabilities(generator, [example], questions_only=not only)
+    assert abs(other - found) > 1e-4
 
 
 def test_graph_use_compares_with_the_graphs_it_says(trained, few, tmp_path):
@@ -545,3 +568,67 @@ def test_launch_says_what_is_wrong(options, message, few, tmp_path):
 
 def test_rouge_l_of_nothing_is_zero():
     assert rouge_l("", "a") == rouge_l("a", "") == rouge_l("", "") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lacks an aldehyde but has an ester.", {"aldehyde": 0, "ester": None}),
+        ("No ether, alcohol or nitrile; an amide.", {"ether": 0, "alcohol": 0, "nitrile": 0, "amide": None}),
+        ("It lacks an aldehyde, a ketone and an ether.", {"aldehyde": 0, "ketone": 0, "ether": 0}),
+        ("It is not only a ketone.", {"ketone": None}),
+        ("It does not have an imide, but a thiol.", {"imide": 0, "thiol": None}),
+        ("It is not aromatic and has a thiol.", {"thiol": None, "aromatic ring": 0}),
+        ("It has no ring, an azide and an oxime.", {"azide": None, "oxime": None, "rings": 0}),
+        ("without any urea, whereas a carbamate is there", {"urea": 0, "carbamate": None}),
+    ],
+)
+def test_negations_reach_as_far_as_they_are_meant(text, expected):
+    assert {claim.name: claim.number for claim in claims_in(text)} == expected
+
+
+def test_nothing_that_could_be_named_is_no_division_by_zero():
+    scores = hallucination_scores(["It is methane."], ["CCCCCC"])
+    assert (scores["recall"], scores["precision"], scores["by_kind"]["group"]["recall"]) == (None, None, None)
+
+
+def test_claims_of_a_long_repetitive_text_are_read_in_linear_time():
+    """Half a million characters; with time that grows by the square it would take hours."""
+    for piece, name in (("no ester ", "ester"), ("not an ester but ", "ester"), ("1", None), ("is C1", None)):
+        claims = claims_in(piece * (500_000 // len(piece)))
+        assert {claim.name for claim in claims} == ({name} if name else set())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("CCO", "CCO"),
+        ("```smiles\nCCO\n```", "CCO"),
+        ("Here it is:\n```\nCCO\n```\nAn alcohol.", "CCO"),
+        ("`CCO`.", "CCO"),
+        ("SMILES: CCO.", "CCO"),
+        ("The predicted product is: CCO", "CCO"),
+        ('"CC(=O)O"', "CC(=O)O"),
+        ("I cannot determine the reactants.", "I cannot determine the reactants."),
+        ("C is the only carbon source", "C is the only carbon source"),
+        ("CCO ethanol", "CCO ethanol"),
+    ],
+)
+def test_an_answer_is_one_smiles_as_a_whole(answer, expected):
+    assert smiles_in(answer) == expected
+    pair = compare(answer, "CCO" if expected == "CCO" else "CC(=O)O")
+    assert pair.exact == pair.valid == (" " not in expected)
+    assert not compare(answer, "I").exact
+    scores = molecule_scores([answer], ["CCO"])
+    assert scores["validity"] == float(" " not in expected)
+
+
+def test_predictions_that_json_writes_as_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prediction": -1.5, "target": 2}\n{"prediction": true, "target": "Yes"}\n{"prediction": [1], "target": "x"}\n'
+        '{"prediction": NaN, "target": "x"}\n'
+    )
+    found = read_predictions(path)
+    assert [(row["prediction"], row["target"]) for row in found.rows] == [("-1.5", "2"), ("yes", "Yes")]
+    assert found.broken == {'"prediction" is neither text nor a number': 2}
