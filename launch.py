@@ -3,8 +3,8 @@
     python launch.py --config configs/stage1.py[:preset] [--workdir DIR] [--config.train.steps=N ...]
     python launch.py --config configs/evaluate.py --config.checkpoint=DIR --config.task=TASK --config.data=DIR_OR_FILE
 
-Run the same command again to continue an interrupted run. Exit status: 0 done; 75 (EX_TEMPFAIL) stopped, as SIGTERM
-asks for, with a checkpoint and before the last step; 1 anything else.
+Run the same command again to continue an interrupted run. Exit status: 0 done; 75 (EX_TEMPFAIL) stopped with a
+checkpoint before the last step, as SIGTERM or Ctrl-C ask for; 130 a second Ctrl-C, or one outside of training; 1 else.
 """
 
 import json
@@ -17,6 +17,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
+from data_pipeline.command_line import program
 from data_pipeline.logs import quiet_libraries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:preset]; fields with --config.FIELD=VALUE")
@@ -29,6 +30,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, 
 flags.mark_flag_as_required("config")
 
 
+@program("launch.py", "run the same command again to continue")
 def main(arguments: list[str]) -> None:
     """Runs the configuration that the flags describe."""
     if arguments[1:]:
@@ -44,8 +46,7 @@ def main(arguments: list[str]) -> None:
             done = (_evaluate if _CONFIG.value.get("name") == "evaluate" else _train)()
     except runs.UserError as error:
         _stop(str(error))
-    if not done:
-        sys.exit(os.EX_TEMPFAIL)  # schedulers start again what has failed, and leave alone what has ended
+    _leave(0 if done else os.EX_TEMPFAIL)  # schedulers start again what has failed, and leave alone what has ended
 
 
 def _train() -> bool:
@@ -76,6 +77,17 @@ def _evaluate() -> bool:
 
 def _command() -> str:
     return shlex.join(["python", *sys.argv])
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process, when all is written, without waiting for threads that still build batches nobody will read."""
+    import jax
+
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _lost(message: str) -> NoReturn:

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from data_pipeline import storage
+from data_pipeline.command_line import program
 from data_pipeline.errors import DataError
 from data_pipeline.lengths import SIZE_NAMES
 from data_pipeline.records import read_manifest
@@ -57,6 +58,7 @@ def plot_lengths(folder: epath.Path, picture: epath.Path) -> None:
         figure.savefig(file, dpi=120, format=picture.suffix.removeprefix(".") or "png")
 
 
+@program("data_pipeline.inspect")
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="data_pipeline.inspect", description=__doc__)

@@ -1,5 +1,6 @@
 """From prepared records to batches: which rows a step holds is known from lengths alone, and read by index."""
 
+import atexit
 import itertools
 import threading
 import weakref
@@ -260,15 +261,38 @@ class BatchStream(Iterator[Batch]):
         steps = tf.data.Dataset.range(first_step, end).take_while(lambda _: tf.logical_not(closed))
         dataset = steps.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
         self._iterator = dataset.as_numpy_iterator()
-        # TensorFlow's threads call Python; if one still runs when the interpreter exits, the process hangs.
-        self.close = weakref.finalize(self, _drain, self._iterator, closed)
+        self._finalizer = weakref.finalize(self, _close, self._iterator, closed)
+        self._finalizer.atexit = False  # see below
+        _open_streams[id(closed)] = (self._iterator, closed)
+
+    def close(self) -> None:
+        """Ends the stream now; batches that are being built are still finished."""
+        self._finalizer()
 
     def __next__(self) -> Batch:
         return jax.tree.unflatten(self._structure, next(self._iterator))
 
 
+_open_streams: dict[int, tuple[Iterator, Any]] = {}
+"""Streams whose threads may be at work. TensorFlow's threads call Python: if one still runs when the interpreter ends,
+the process hangs. So they are waited for at the end, and not whenever a stream is no longer needed: that took up to a
+minute, where the next epoch was being planned."""
+
+
+def _close(iterator: Iterator, closed: Any) -> None:
+    """Lets the pipeline's threads finish what they are at, and nothing more, without waiting for them."""
+    closed.assign(True)
+    threading.Thread(target=_drain, args=(iterator, closed), name="drain", daemon=True).start()
+
+
 def _drain(iterator: Iterator, closed: Any) -> None:
-    """Lets the pipeline's threads finish what they are at, and nothing more."""
     closed.assign(True)
     for _ in iterator:
         pass
+    _open_streams.pop(id(closed), None)
+
+
+@atexit.register
+def _drain_all() -> None:
+    for iterator, closed in list(_open_streams.values()):
+        _drain(iterator, closed)

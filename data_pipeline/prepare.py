@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from etils import epath
 
 from data_pipeline import tasks
+from data_pipeline.command_line import program
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.files import TableOptions
@@ -84,6 +85,7 @@ def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
+@program("data_pipeline.prepare", "run the same command again to continue")
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = _parser()

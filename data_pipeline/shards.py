@@ -213,6 +213,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._closed = False
         # The process writes here which row it is at: the last word of one that dies.
         self._row_file = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._row_file.truncate(_ROW.size)
@@ -242,6 +243,8 @@ class Worker:
             # its output ended before it said "done": it died, and the row file tells at which row
             code = process.wait()
             self._process = None
+            if self._closed:
+                raise WorkerError("the job was given up")
             row = self._row() if self._row() not in skip else _NO_ROW
             if row != _NO_ROW and code == -signal.SIGPROF:
                 skip[row] = f"took more than {job.time_limit:g} CPU seconds"
@@ -255,11 +258,12 @@ class Worker:
                     raise WorkerError(f"workers of chunk {chunk} keep dying (exit code {code}): is memory short?")
 
     def close(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """Ends the process; from another thread too, while it works."""
+        self._closed = True
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
         self._row_file.close()
 
     def _row(self) -> int:
@@ -314,6 +318,7 @@ def _start_process(row_file: int) -> subprocess.Popen:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(row_file,),
+        start_new_session=True,  # Ctrl-C is for the job, which ends its workers
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
     )

@@ -1,5 +1,6 @@
 """A trained run or a model folder, ready to answer."""
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -8,7 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from data_pipeline import storage
+from data_pipeline.errors import DataError
 from data_pipeline.prompt import PromptEncoder
+from data_pipeline.records import read_manifest
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
@@ -16,6 +19,7 @@ from llamo_jax.generation.generator import Generator
 from llamo_jax.generation.memory import device_bytes, rows_per_shard
 from llamo_jax.models import ModelConfig
 from llamo_jax.models.definition import ModelDefinition, define_model
+from llamo_jax.models.folder import is_model_folder
 from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training import checkpoints, workdir
 
@@ -47,6 +51,38 @@ def load_generator(
     tokenizer = load_tokenizer(storage.as_path(folder) / "tokenizer")
     encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
+
+
+def describe_model(folder: str | os.PathLike) -> tuple[str, int | None]:
+    """What a run's or a folder's model is and was taught, in a line for people; and its longest training row, if known.
+
+    Raises CheckpointError if the folder is neither.
+    """
+    if is_model_folder(folder):
+        model, _ = workdir.read_model_config(folder)
+        return f"a model folder; {_sizes(model)}", None
+    config = workdir.read_config(folder)
+    tasks = {config.data.task} if config.data.source == "embedded" else _tasks(config.data.source)
+    taught = ", ".join(sorted(tasks)) or "unknown tasks"
+    only = "; it only describes: other questions get descriptions, too" if tasks == {"description"} else ""
+    return (
+        f"{config.name} of {config.preset}, {_sizes(config.model)}, trained on {taught}{only}",
+        config.data.tokens_per_row,
+    )
+
+
+def _sizes(model: ModelConfig) -> str:
+    decoder = model.language_model
+    return f"{decoder.num_layers} layers of width {decoder.width}"
+
+
+def _tasks(source: str) -> set[str]:
+    """The tasks of prepared folders, of those that are still there."""
+    found = set()
+    for part in source.split(","):
+        with contextlib.suppress(DataError, OSError):
+            found.add(read_manifest(part.partition("=")[0])["task"])
+    return found
 
 
 def decoding_mesh(

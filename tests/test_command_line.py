@@ -80,7 +80,7 @@ def test_prepare_reads_tables_and_keeps_what_it_rejects(tmp_path, capsys):
     prepare.main(
         ["--task", "description", "--input", str(table), "--output", str(output), "--validation_fraction", "0"]
     )
-    assert "{'train': 2}" in capsys.readouterr().out
+    assert "4 rows = 2 conversations + 2 rejected + 0 missing" in capsys.readouterr().out
     manifest = read_manifest(output)
     assert manifest["rejected"] == {"invalid SMILES": 1, "empty description": 1}
     rejected = [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]

@@ -5,23 +5,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.conversation import Conversation, Message
+from data_pipeline.records import featurized
 from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.generator import Generator
-from llamo_jax.loading import load_generator
+from llamo_jax.loading import describe_model, load_generator
 
 
 class Assistant:
-    """Answers questions, one at a time or in batches; made by `Assistant.load`."""
+    """Answers questions, one at a time or in batches; made by `Assistant.load`.
 
-    def __init__(self, generator: Generator):
+    about: what the model is and was taught, for people. trained_tokens: the longest row that it was trained on, if
+    that is known.
+    """
+
+    def __init__(self, generator: Generator, about: str = "", trained_tokens: int | None = None):
         self.generator = generator
+        self.about = about
+        self.trained_tokens = trained_tokens
 
     @classmethod
     def load(
         cls, checkpoint_dir: str | os.PathLike, *, decoding: DecodingConfig | None = None, tensor: int = 0
     ) -> "Assistant":
         """From a run's workdir or a model folder; see `llamo_jax.loading.load_generator`. Raises CheckpointError."""
-        return cls(load_generator(checkpoint_dir, decoding=decoding, tensor=tensor)[0])
+        generator, _ = load_generator(checkpoint_dir, decoding=decoding, tensor=tensor)
+        return cls(generator, *describe_model(checkpoint_dir))
 
     def ask(self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()) -> str:
         """The answer to a question about the molecules, after earlier (question, answer) turns.
@@ -35,6 +43,16 @@ class Assistant:
     ) -> Iterator[str]:
         """The same answer, piece by piece, as its tokens are chosen."""
         return self.generator.stream(_conversation(question, smiles, history))
+
+    def too_long(
+        self, question: str, *, smiles: str | Sequence[str] = (), history: Sequence[tuple[str, str]] = ()
+    ) -> str | None:
+        """A line that says so, if the prompt is longer than anything that the model was trained on; else None."""
+        (prompt,) = self.generator.encoder.encode([featurized(_conversation(question, smiles, history))])
+        length = len(prompt.tokens)
+        if self.trained_tokens is None or length <= self.trained_tokens:
+            return None
+        return f"the conversation has {length:,} tokens, the model was trained on at most {self.trained_tokens:,}"
 
     def answer_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """Answers to requests {"question", "smiles", "history"} (the last two optional), decoded together."""

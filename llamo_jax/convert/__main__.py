@@ -22,6 +22,7 @@ import numpy as np
 from etils import epath
 
 from data_pipeline import storage
+from data_pipeline.command_line import program
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.prompt import PROMPT_STYLES
@@ -235,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@program("llamo_jax.convert", "nothing was written")
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     options = _parser().parse_args(arguments)

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from data_pipeline.command_line import program
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from llamo_jax.evaluation.metric_tokenizer import HUB_IDS, WORDS, load_metric_tokenizer
@@ -19,6 +20,7 @@ from llamo_jax.evaluation.predictions import read_predictions
 from llamo_jax.evaluation.scores import KINDS, score
 
 
+@program("llamo_jax.evaluation")
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(

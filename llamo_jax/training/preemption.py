@@ -1,5 +1,6 @@
-"""Requests to stop: SIGTERM, as schedulers and clouds send it some seconds before they take a machine away."""
+"""Requests to stop: SIGTERM, as schedulers and clouds send it before they take a machine away, and Ctrl-C."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -10,23 +11,28 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Listens for SIGTERM while it is entered; of several processes it is enough if one of them gets it."""
+    """Listens for SIGTERM and Ctrl-C while it is entered; of several processes it is enough if one gets one.
+
+    A second Ctrl-C raises KeyboardInterrupt: whoever presses it twice does not want to wait.
+    """
 
     def __init__(self) -> None:
         self._received = False
         self._asked = 0
         self._reached = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        # Among several processes JAX listens itself, and agrees with the others on the step after which all stop.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            # Among several processes JAX listens for SIGTERM, and agrees with the others on the step where all stop.
+            listened = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+            self._previous = {number: signal.signal(number, self._receive) for number in listened}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
 
     def requested(self) -> bool:
         """Whether to stop now; all processes ask equally often, and get the same answer at the same time."""
@@ -37,5 +43,11 @@ class StopRequest:
         self._reached = multihost_utils.reached_preemption_sync_point(self._asked) or self._reached
         return self._reached
 
-    def _receive(self, _signal: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            # not print: a signal may come while another print is at work, which must not be entered twice
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once, without saving\n")
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
         self._received = True
