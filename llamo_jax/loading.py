@@ -65,10 +65,8 @@ def describe_model(folder: str | os.PathLike) -> tuple[str, int | None]:
     tasks = {config.data.task} if config.data.source == "embedded" else _tasks(config.data.source)
     taught = ", ".join(sorted(tasks)) or "unknown tasks"
     only = "; it only describes: other questions get descriptions, too" if tasks == {"description"} else ""
-    return (
-        f"{config.name} of {config.preset}, {_sizes(config.model)}, trained on {taught}{only}",
-        config.data.tokens_per_row,
-    )
+    about = f"{config.name} of {config.preset}, {_sizes(config.model)}, trained on {taught}{only}"
+    return about, config.data.tokens_per_row
 
 
 def _sizes(model: ModelConfig) -> str:
