@@ -21,7 +21,8 @@ install_import_hook(CHECKED, "beartype.beartype")
 
 UNIT = {
     "test_batching", "test_checksums", "test_config", "test_docstrings", "test_files", "test_generic_graph",
-    "test_golden", "test_migrations", "test_molecule", "test_prompt", "test_storage", "test_structure", "test_tasks",
+    "test_golden", "test_migrations", "test_molecule", "test_prompt", "test_storage", "test_structure", "test_tables",
+    "test_tasks",
 }  # fmt: skip
 """Files whose tests take moments: `make check` runs these. All others are marked `slow`."""
 
@@ -89,3 +90,18 @@ def few(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pairs = [(split, r) for split, count in counts.items() for r in read_records(embedded / task, split)[:count]]
         prepare_records(pairs, folder / task, MOLECULES, settings)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps: its answers are nonsense, but they are its answers."""
+    from configs import stage1
+    from llamo_jax import runs
+
+    config = stage1.get_config("tiny")
+    config.data.source = str(few / "description")
+    config.data.rows = 8
+    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
+    workdir = tmp_path_factory.mktemp("trained") / "stage1-tiny"
+    runs.train(runs.read_config(config), workdir)
+    return workdir

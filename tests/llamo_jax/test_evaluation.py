@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import evaluate as evaluate_config
-from configs import stage1
 from data_pipeline import storage
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Message
@@ -24,7 +23,6 @@ from data_pipeline.functional_groups import functional_groups
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import Record, read_records
-from llamo_jax import runs
 from llamo_jax.config import ConfigError
 from llamo_jax.evaluation import __main__ as command
 from llamo_jax.evaluation import run, wordnet
@@ -332,17 +330,6 @@ def test_the_command_says_what_is_wrong(arguments, message, tmp_path, monkeypatc
     Path("bad.jsonl").write_text("{}\n")
     with pytest.raises(SystemExit, match=message):
         command.main(arguments)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, few):
-    config = stage1.get_config("tiny")
-    config.data.source = str(few / "description")
-    config.sample_smiles = ()
-    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
-    workdir = tmp_path_factory.mktemp("evaluated") / "stage1-tiny"
-    runs.train(runs.read_config(config), workdir)
-    return workdir
 
 
 def evaluation(trained, data, **changes):

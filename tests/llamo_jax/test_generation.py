@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import stage1
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import featurized
 from data_pipeline.tokenizer import load_tokenizer
-from llamo_jax import parameters, runs
+from llamo_jax import parameters
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
@@ -107,18 +106,6 @@ def test_finished_rows_stay_finished(encoder, small_model):
     stop = int(free[row, end])
     stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=12, eos_id=stop).tokens)
     np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, few):
-    """A run of a few steps: its answers are nonsense, but they are its answers."""
-    config = stage1.get_config("tiny")
-    config.data.source = str(few / "description")
-    config.data.rows = 8
-    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
-    workdir = tmp_path_factory.mktemp("runs") / "stage1-tiny"
-    runs.train(runs.read_config(config), workdir)
-    return workdir
 
 
 def test_assistant_answers_alone_and_in_batches(trained):
