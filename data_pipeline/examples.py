@@ -1,8 +1,9 @@
 """What a row gives: records, labels that are missing, and reasons why there are no others; nothing else gets lost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from data_pipeline.conversation import Conversation
 from data_pipeline.errors import RowError
 from data_pipeline.files import BadRow
 from data_pipeline.molecule import InvalidMoleculeError
@@ -17,8 +18,10 @@ class Refused(NamedTuple):
     detail: str = ""
 
 
-def examples_of(read: RowReader, row: Row | BadRow) -> Iterator[Record | Missing | Refused]:
-    """`read.examples` outcomes, whatever the row is."""
+def examples_of(
+    read: RowReader, row: Row | BadRow, featurize: Callable[[Conversation], Record] = featurized
+) -> Iterator[Record | Missing | Refused]:
+    """`read.examples` outcomes, whatever the row is; `featurize` makes a conversation's record."""
     if isinstance(row, BadRow):
         yield from [Refused(row.reason, row.text)] * read.examples
         return
@@ -37,6 +40,6 @@ def examples_of(read: RowReader, row: Row | BadRow) -> Iterator[Record | Missing
             yield Refused(found.reason)
         else:
             try:
-                yield featurized(found)
+                yield featurize(found)
             except InvalidMoleculeError as error:
                 yield Refused("invalid SMILES", str(error))

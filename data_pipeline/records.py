@@ -17,6 +17,7 @@ from data_pipeline import storage
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError
+from data_pipeline.guard import tried
 from data_pipeline.molecule import FEATURE_VERSION, featurize
 from data_pipeline.record_files import RecordFiles
 from data_pipeline.vocabulary import MOLECULES, MOTIF_FEATURES, GraphVocabulary
@@ -36,6 +37,13 @@ def featurized(conversation: Conversation) -> Record:
     molecules = [_featurize(smiles) for smiles in conversation.smiles]
     canonical = tuple(molecule.smiles for molecule in molecules)
     return Record(conversation._replace(smiles=canonical), tuple(GraphArrays(*m[1:]) for m in molecules))
+
+
+def featurized_safely(conversation: Conversation) -> Record:
+    """As `featurized`, for SMILES from outside, which may bring RDKit down: see data_pipeline.guard."""
+    for smiles in conversation.smiles:
+        tried(featurize, smiles)
+    return featurized(conversation)
 
 
 # Several conversations in a row, and both tasks of the embedded corpus, are often about the same molecule; 8192 are

@@ -21,7 +21,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -35,6 +34,7 @@ from data_pipeline.files import BadRow
 from data_pipeline.lengths import measured
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, record_features, record_size, serialize
+from data_pipeline.subprocesses import start_module
 from data_pipeline.tasks import TASKS, Columns, Missing
 from data_pipeline.tokenizer import load_tokenizer
 
@@ -227,7 +227,7 @@ class Worker:
         deaths = 0
         while True:
             self._set_row(_NO_ROW)
-            process = self._process = self._process or _start_process(self._row_file.fileno())
+            process = self._process = self._process or _start_worker(self._row_file.fileno())
             assert process.stdin is not None
             assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
@@ -310,18 +310,8 @@ def process_chunks(
             raise
 
 
-def _start_process(row_file: int) -> subprocess.Popen:
-    package = str(Path(__file__).parent.parent)
-    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-m", "data_pipeline.shards", str(row_file)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=(row_file,),
-        start_new_session=True,  # Ctrl-C is for the job, which ends its workers
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths},
-    )
+def _start_worker(row_file: int) -> subprocess.Popen[str]:
+    return start_module("data_pipeline.shards", str(row_file), pass_fds=(row_file,))
 
 
 def _serve(row_file: int) -> None:

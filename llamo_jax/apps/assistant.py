@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.conversation import Conversation, Message
+from data_pipeline.guard import tried
+from data_pipeline.molecule import featurize
 from data_pipeline.records import featurized
 from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.generator import Generator
@@ -64,4 +66,6 @@ def _conversation(
 ) -> Conversation:
     turns = [Message(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
     shown = (smiles,) if isinstance(smiles, str) else tuple(smiles)
+    for each in shown:
+        tried(featurize, each)  # whatever people type, the program goes on
     return Conversation(shown, (*turns, Message("user", question)))

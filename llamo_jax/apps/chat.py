@@ -20,8 +20,9 @@ from etils import epath
 
 from data_pipeline import storage
 from data_pipeline.command_line import program
+from data_pipeline.guard import tried
 from data_pipeline.logs import quiet_libraries
-from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.molecule import InvalidMoleculeError, featurize
 from llamo_jax.config import DecodingConfig
 
 HELP = """\
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
             seed=options.seed,
         )
         for smiles in options.smiles:
-            parse_smiles(smiles)  # before the model is loaded
+            tried(featurize, smiles)  # before the model is loaded
         runs.use_compilation_cache()
         assistant = Assistant.load(options.checkpoint, decoding=decoding)
         chat = Chat(assistant, options.smiles)
@@ -138,7 +139,7 @@ class Chat:
         if name in ("/smiles", "/add") and words:
             try:
                 for word in words:
-                    parse_smiles(word)
+                    tried(featurize, word)
             except InvalidMoleculeError as error:
                 self._say(str(error), flush=True)
                 return

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_pipeline.describe import Facts, facts_of
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring
+from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 
 GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
@@ -167,8 +168,7 @@ class Molecule:
     """A molecule against which claims are checked; raises InvalidMoleculeError."""
 
     def __init__(self, smiles: str):
-        self._mol = parse_smiles(smiles)
-        self.facts: Facts = facts_of(self._mol)
+        self._mol, self.facts = tried(_mol_and_facts, smiles)
 
     def has(self, claim: Claim) -> bool:
         """Whether a claim is true."""
@@ -212,6 +212,11 @@ class Molecule:
         if name == "aromatic ring":
             return int(self.facts.aromatic)
         return has_ring(self._mol, name)
+
+
+def _mol_and_facts(smiles: str) -> tuple[Chem.Mol, Facts]:
+    mol = parse_smiles(smiles)
+    return mol, facts_of(mol)
 
 
 class Checked(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from data_pipeline.errors import DataError
 from data_pipeline.examples import examples_of
 from data_pipeline.files import BadRow, read_rows
-from data_pipeline.records import Record, RecordReader, read_manifest
+from data_pipeline.records import Record, RecordReader, featurized_safely, read_manifest
 from data_pipeline.tasks import TASKS, Columns, Missing
 
 
@@ -73,7 +73,7 @@ def _from_file(path: Path, task: str, rejected: Counter[str]) -> Iterator[Record
             rejected[row.reason] += 1
             continue
         read = read or TASKS[task](list(row), Columns())
-        for found in examples_of(read, row):
+        for found in examples_of(read, row, featurized_safely):
             if isinstance(found, Record):
                 yield found
             else:

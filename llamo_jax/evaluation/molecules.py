@@ -10,6 +10,7 @@ from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 from tqdm import tqdm
 
+from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
 from llamo_jax.evaluation.answers import smiles_in
 from llamo_jax.evaluation.text import corpus_bleu
@@ -100,9 +101,13 @@ def _fingerprints(smiles: str) -> _Fingerprints | None:
     if re.search(r"\s", smiles):
         return None
     try:
-        mol = parse_smiles(smiles)
+        return tried(_computed, smiles)
     except InvalidMoleculeError:
         return None
+
+
+def _computed(smiles: str) -> _Fingerprints:
+    mol = parse_smiles(smiles)
     with quiet_rdkit():
         identity = Chem.MolToInchi(mol) or Chem.MolToSmiles(mol)
         return _Fingerprints(

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,13 @@ from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from data_pipeline import storage
+from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from llamo_jax.evaluation.scores import MOLECULE, ROW_SCORES, kind_of
 
 SHOWN = 20  # best answers, and as many worst ones
 LONGEST = 600  # characters of a text on the page
+LARGEST_DRAWN = 300  # heavy atoms: coordinates take time by their cube, 16 s for 2,000
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left;
@@ -135,7 +138,7 @@ def _histograms(name: str, scores: np.ndarray, rows: Sequence[Mapping[str, Any]]
 
 def _atoms(smiles: Sequence[str]) -> float:
     try:
-        return float(sum(parse_smiles(each).GetNumHeavyAtoms() for each in smiles))
+        return float(sum(tried(parse_smiles, each).GetNumHeavyAtoms() for each in smiles))
     except InvalidMoleculeError:
         return float("nan")
 
@@ -153,16 +156,23 @@ def _answers(indices: Iterable[int], scores: np.ndarray, rows: Sequence[Mapping[
 
 
 def _drawn(smiles: str) -> Picture | str:
-    """The molecule's structure; its text if RDKit refuses it."""
+    """The molecule's structure, or in words why there is no picture."""
     try:
-        mol = parse_smiles(smiles)
+        if tried(parse_smiles, smiles).GetNumHeavyAtoms() > LARGEST_DRAWN:
+            return f"more than {LARGEST_DRAWN} atoms, not drawn"
     except InvalidMoleculeError:
         return "no valid molecule"
-    drawer = rdMolDraw2D.MolDraw2DSVG(220, 160)
     try:
-        rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
-    except (RuntimeError, ValueError, Chem.MolSanitizeException):
+        return tried(drawing, smiles)
+    except (InvalidMoleculeError, RuntimeError, ValueError, Chem.MolSanitizeException):
         return smiles[:LONGEST]
+
+
+def drawing(smiles: str) -> Picture:
+    """The structure as SVG; raises what RDKit does."""
+    mol = parse_smiles(smiles)
+    drawer = rdMolDraw2D.MolDraw2DSVG(220, 160)
+    rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
     drawer.FinishDrawing()
     return Picture(drawer.GetDrawingText().encode(), "svg+xml", smiles)
 
@@ -212,7 +222,9 @@ def _markdown_cell(cell: Any) -> str:
         return "<br>".join(map(_markdown_cell, cell))
     if isinstance(cell, Picture):
         return f'<img src="{_data_uri(cell)}" alt="{html.escape(cell.name, quote=True)}">'
-    return html.escape(cell, quote=False).replace("|", "\\|").replace("\n", "<br>").replace("\r", "")
+    # an answer is text: none of its characters may make a link, or an image that is fetched from elsewhere
+    text = re.sub(r"([\\`*_{}\[\]()#!|~:@])", r"\\\1", html.escape(cell, quote=False))
+    return text.replace("\r", "").replace("\n", "<br>")
 
 
 def _data_uri(picture: Picture) -> str:

@@ -619,3 +619,29 @@ def test_predictions_that_json_writes_as_numbers(tmp_path):
     found = read_predictions(path)
     assert [(row["prediction"], row["target"]) for row in found.rows] == [("-1.5", "2"), ("yes", "Yes")]
     assert found.broken == {'"prediction" is neither text nor a number': 2}
+
+
+def test_reports_and_scores_survive_hostile_molecules(tmp_path):
+    """A drawing that would take hours, nesting that crashes RDKit, and text that would be a link or fetch an image."""
+    hostile = ["C" * 5000, "C" + "(C" * 20_000 + ")" * 20_000, "C" * 50_000, "[x](javascript:alert(1))"]
+    rows = [{"prediction": text, "target": "CCO", "smiles": [text]} for text in hostile]
+    metrics = score("forward_reaction", rows, load_metric_tokenizer("words"))
+    assert metrics["validity"] == 0.25
+    texts = [
+        "![pixel](http://tracker.example/x.png)",
+        "[x](javascript:alert(1))",
+        "<img src=x>",
+        "a | b\n*c* https://x.y",
+    ]
+    rows += [{"prediction": text, "target": text, "smiles": ["CCO"]} for text in texts]
+    write_report(tmp_path / "a.md", "forward_reaction", metrics, rows)
+    write_report(tmp_path / "a.html", "forward_reaction", metrics, rows)
+    page = (tmp_path / "a.md").read_text()
+    assert "more than 300 atoms, not drawn" in page
+    assert r"\!\[pixel\]\(http\://tracker.example/x.png\)" in page
+    assert r"\[x\]\(javascript\:alert\(1\)\)" in page
+    assert "&lt;img src=x&gt;" in page
+    assert r"a \| b<br>\*c\* https\://x.y" in page
+    assert "<img src=x>" not in (tmp_path / "a.html").read_text()
+    claims = hallucination_scores(["It has an ester."] * 4, hostile)
+    assert claims["invalid_molecules"] == 3
