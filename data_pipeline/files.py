@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.tables import MAX_ROW_BYTES, BadRow, Row, TableOptions, check_names, read_table, text_lines
 
@@ -39,6 +40,8 @@ def read_rows(
         raise DataError(f"{path}: unknown format {suffix!r}; known: {', '.join(_FORMATS)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    if storage.is_lfs_pointer(path):
+        raise DataError(f"{path} is a Git LFS pointer, not the file; run git lfs pull in its repository")
     empty = True
     try:
         for row in reader(path, options, say):

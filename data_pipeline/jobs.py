@@ -122,7 +122,7 @@ def prepare_rows(
     }
     folder = epath.Path(folder)
     if is_done(folder, identity):
-        return json.loads((folder / "manifest.json").read_text())
+        return storage.read_json(folder / "manifest.json")
     if settings.tokenizer:
         tokenizer = load_tokenizer(settings.tokenizer)
         _encoder(tokenizer, settings)  # what is wrong with it shall be said before anything takes time
@@ -261,7 +261,7 @@ def _cut(
     """
     done = work / "rows" / "done.json"
     if done.exists():
-        return json.loads(done.read_text())
+        return storage.read_json(done)
     (work / "rows").mkdir(parents=True, exist_ok=True)
     (work / "shards").mkdir(parents=True, exist_ok=True)
     found: list[list[str] | None] = [None] * len(names)

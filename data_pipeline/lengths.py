@@ -31,8 +31,9 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
     """
     path = _path(reader.folder, reader.split, encoder)
     if path.exists():
-        with path.open("rb") as file:
-            return np.load(file)
+        kept = _kept(path)
+        if kept is not None and kept.shape == (len(reader), 3) and kept.dtype == np.int32:
+            return kept
     lengths = np.empty((len(reader), 3), np.int32)
     with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
         for start in range(0, len(reader), _CHUNK):
@@ -41,6 +42,15 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
             progress.update(stop - start)
     keep(reader.folder, reader.split, encoder, lengths)
     return lengths
+
+
+def _kept(path: epath.Path) -> np.ndarray | None:
+    """Lengths that were measured before; None where the file is damaged: it is a cache, and they are measured again."""
+    try:
+        with path.open("rb") as file:
+            return np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return None
 
 
 def measured(records: list[Record], encoder: PromptEncoder) -> np.ndarray:

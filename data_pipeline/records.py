@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,10 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     path = storage.as_path(folder) / "manifest.json"
     if not path.exists():
         raise DataError(f"{folder} is not a prepared dataset (no manifest.json); make one with data_pipeline.prepare")
-    manifest = json.loads(path.read_text())
+    manifest = storage.read_json(path)
+    with storage.understood(path):
+        str(manifest["task"]), {str(name): int(count) for name, count in manifest["splits"].items()}
+        str(manifest["records"]), str(manifest["fingerprint"]), str(manifest["file_format"])
     for key, current in (("format_version", FORMAT_VERSION), ("feature_version", FEATURE_VERSION)):
         if manifest.get(key, current) != current:
             raise DataError(f"{folder} has {key} {manifest[key]}, this program needs {current}; prepare it again")
@@ -93,9 +97,13 @@ class RecordReader:
             )
         self.folder = storage.as_path(folder)
         self.split = split
-        self.vocabulary = GraphVocabulary(*map(tuple, manifest["vocabulary"]))
-        with (self.folder / "sizes.npz").open("rb") as file, np.load(file) as sizes:
-            self.sizes: np.ndarray = sizes[split]
+        with storage.understood(self.folder / "manifest.json"):
+            self.vocabulary = GraphVocabulary(*map(tuple, manifest["vocabulary"]))
+        try:
+            with (self.folder / "sizes.npz").open("rb") as file, np.load(file, allow_pickle=False) as sizes:
+                self.sizes: np.ndarray = sizes[split]
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{folder}/sizes.npz is damaged ({error}); prepare the data again") from None
         info = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"])).info
         self._features = info.features
         shards = info.splits[split]

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,10 +86,60 @@ def write_json_lines(path: epath.PathLike, rows: list[Any]) -> None:
     write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
 
 
-def read_json_lines(path: epath.PathLike) -> list[Any]:
-    r"""The whole lines of such a file; a last one that was cut short is left out. [] if there is no file.
+def read_json(path: epath.PathLike) -> dict[str, Any]:
+    """A JSON object from a file; raises DataError, with the file's name, for everything else that may stand there."""
+    path = as_path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        pointer = "; it is a Git LFS pointer: run git lfs pull in its repository" if is_lfs_pointer(path) else ""
+        raise DataError(f"{path} is damaged: it is not JSON{pointer}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no JSON object")
+    return content
 
-    Texts may hold every other end of a line, so the file is cut at "\n" alone.
+
+@contextlib.contextmanager
+def understood(path: epath.PathLike) -> Iterator[None]:
+    """While a file's content is read: where it is not built as it should be, DataError that names the file.
+
+    For Python's own errors (a key that is missing, a text where a number should be); others pass.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if type(error).__module__ != "builtins":
+            raise
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from None
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def is_lfs_pointer(path: epath.PathLike) -> bool:
+    """Whether a file is what Git leaves of a large one that was not downloaded."""
+    try:
+        with as_path(path).open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
+def contents(folder: epath.PathLike) -> list[epath.Path]:
+    """What is in a folder, but for its lock and what writers that died have left."""
+    names = as_path(folder).iterdir()
+    return sorted(
+        path for path in names if path.name != LOCK and not (path.name.startswith(".") and path.name.endswith(PARTIAL))
+    )
+
+
+def read_json_lines(path: epath.PathLike) -> list[Any]:
+    r"""The objects of a file of one a line; [] if there is no file.
+
+    A last line that was cut short is left out, and so is a damaged one, with a warning: a bad byte in a log is no
+    reason to lose what it is about. Texts may hold every other end of a line, so the file is cut at "\n" alone.
     """
     path = as_path(path)
     if not path.exists():
@@ -97,9 +148,13 @@ def read_json_lines(path: epath.PathLike) -> list[Any]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise DataError(f"{path}, line {number}: not JSON; remove that line to go on") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            print(f"{path}, line {number}: damaged, left out", file=sys.stderr, flush=True)
     return rows
 
 

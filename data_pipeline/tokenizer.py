@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,9 @@ class TextTokenizer(Protocol):
     def save(self, folder: str | os.PathLike) -> None:
         """Writes an ordinary Hugging Face tokenizer folder."""
 
+    def ids(self) -> set[int]:
+        """The ids that have a token; others below `size` are gaps."""
+
     def fingerprint(self) -> str:
         """Equal for tokenizers that encode alike."""
 
@@ -51,10 +55,16 @@ class TextTokenizer(Protocol):
 def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
     """The tokenizer of a Hugging Face folder; raises DataError if it is none.
 
-    A sentencepiece `tokenizer.model` goes before a `tokenizer.json`: Llama-2's ids are those of sentencepiece.
+    A sentencepiece `tokenizer.model` goes before a `tokenizer.json`: Llama-2's ids are those of sentencepiece. Where
+    it is another library's (Llama 3's is tiktoken's), the tokenizer.json beside it is read.
     """
     with storage.read_locally(folder) as local:
-        if (local / "tokenizer.model").is_file():
+        for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+            if storage.is_lfs_pointer(local / name):
+                raise DataError(f"{local / name} is a Git LFS pointer, not the file; git lfs pull downloads it")
+        if (local / "tokenizer.model").is_file() and not (
+            (local / "tokenizer.json").is_file() and _is_tiktoken(local / "tokenizer.model")
+        ):
             return SentencePieceTokenizer(local)
         if not (local / "tokenizer_config.json").is_file():
             raise DataError(f"{folder} is not a tokenizer folder (no tokenizer.model and no tokenizer_config.json)")
@@ -64,8 +74,15 @@ def load_tokenizer(folder: str | os.PathLike) -> TextTokenizer:
             return HuggingFaceTokenizer(
                 AutoTokenizer.from_pretrained(local, local_files_only=True, trust_remote_code=False)
             )
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder}: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # of transformers, tokenizers (its own type is bare) and json
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{folder} is no readable tokenizer folder: {reason}") from None
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether a tokenizer.model holds lines of base64 and rank."""
+    with path.open("rb") as file:
+        return re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", file.read(1000)) is not None
 
 
 class ChatTokenizer(TextTokenizer, Protocol):
@@ -95,11 +112,15 @@ class HuggingFaceTokenizer:
 
     def __init__(self, hugging_face: Any):
         self._tokenizer = hugging_face
-        self.size = len(hugging_face)
+        self.size = 1 + max(self.ids(), default=-1)
         if hugging_face.eos_token_id is None:
             raise ValueError(f"the tokenizer {hugging_face.name_or_path!r} has no end-of-sequence token")
         self.eos_id: int = hugging_face.eos_token_id
         self.bos_id: int | None = hugging_face.bos_token_id
+
+    def ids(self) -> set[int]:
+        """See TextTokenizer."""
+        return {*self._tokenizer.get_vocab().values(), *self._tokenizer.added_tokens_decoder}
 
     @property
     def chat_template(self) -> str | None:
@@ -208,6 +229,10 @@ class SentencePieceTokenizer:
             text += self._added.get(index, ("", False))[0] if index is not None else ""
             run = []
         return text.removeprefix(" ")
+
+    def ids(self) -> set[int]:
+        """See TextTokenizer."""
+        return {*range(self._processor.vocab_size()), *self._added}
 
     def save(self, folder: str | os.PathLike) -> None:
         """See TextTokenizer; the model and what stood beside it as they were."""

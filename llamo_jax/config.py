@@ -100,7 +100,7 @@ class Kinds(typing.Generic[T]):
 
     def __getitem__(self, kind: str) -> type[T]:
         """The configuration class of a kind; raises ConfigError if there is none."""
-        if kind not in self._configs:
+        if not isinstance(kind, str) or kind not in self._configs:
             raise ConfigError(f"kind: {kind!r} is not one of {', '.join(self.names())}")
         return self._configs[kind]
 
@@ -269,19 +269,30 @@ class PromptConfig:
 class DecodingConfig:
     """How answers are chosen, token by token; greedy unless said otherwise. Terms as in Hugging Face's transformers."""
 
-    max_new_tokens: Int = setting("tokens of an answer, at most", default=128, ge=1)
+    max_new_tokens: Int = setting("tokens of an answer, at most", default=128, ge=1, le=2**20)
     min_new_tokens: Int = setting("no stop token before so many others", default=0, ge=0)
-    temperature: Float = setting("0: the most probable token; else drawn from softmax(logits / t)", default=0.0, ge=0)
-    top_k: Int = setting("draw among the k most probable; 0: all", default=0, ge=0)
+    temperature: Float = setting(
+        "0: the most probable token; else drawn from softmax(logits / t)", default=0.0, ge=0, le=1e3
+    )
+    top_k: Int = setting("draw among the k most probable; 0: all", default=0, ge=0, lt=2**31)
     top_p: Float = setting("draw among the most probable that reach this probability", default=1.0, gt=0, le=1)
-    repetition_penalty: Float = setting("above 1: tokens that are there already get less probable", default=1.0, gt=0)
-    num_beams: Int = setting("above 1: beam search", default=1, ge=1)
-    length_penalty: Float = setting("beams compare by log-probability / length ** this", default=1.0)
-    num_samples: Int = setting("answers to each prompt", default=1, ge=1)
+    repetition_penalty: Float = setting(
+        "above 1: tokens that are there already get less probable", default=1.0, gt=0, le=1e3
+    )
+    num_beams: Int = setting("above 1: beam search", default=1, ge=1, le=1024)
+    length_penalty: Float = setting("beams compare by log-probability / length ** this", default=1.0, ge=-100, le=100)
+    num_samples: Int = setting("answers to each prompt", default=1, ge=1, le=2**16)
     stop_ids: tuple[Int, ...] = setting("tokens that end an answer besides the prompt style's", default=())
+    suppressed_ids: tuple[tuple[Int, Int], ...] = setting(
+        "(first, last) of ids that are never chosen; those that the tokenizer lacks never are", default=()
+    )
     seed: Int = setting("of what is drawn", default=0, ge=0, lt=2**32)
 
     def __post_init__(self) -> None:
+        if any(not 0 <= index < 2**31 for index in self.stop_ids):
+            raise ConfigError(f"stop_ids: {self.stop_ids} are not all ids of tokens")
+        if any(not 0 <= first <= last < 2**31 for first, last in self.suppressed_ids):
+            raise ConfigError(f"suppressed_ids: {self.suppressed_ids} are not all (first, last) of ids of tokens")
         rules = {
             "min_new_tokens must be at most max_new_tokens": self.min_new_tokens <= self.max_new_tokens,
             "num_beams above 1 draws nothing: set temperature=0": self.num_beams == 1 or self.temperature == 0,

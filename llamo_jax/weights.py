@@ -157,14 +157,13 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; it holds pickled weights ({pickled[0]}): save them with safe_serialization=True" if pickled else ""
         raise WeightsError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WeightsError(f"{index}: not an index of weights (no weight_map)") from None
+    weight_map = storage.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise WeightsError(f"{index}: not an index of weights (no weight_map of names)")
+    files = sorted(set(weight_map.values()))
     tensors: dict[str, StoredTensor] = {}
     for name in files:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise WeightsError(f"{index}: {name!r} is not in the folder of the index; refused")
         found = read_file(folder / name)
         expected = {tensor for tensor, file in weight_map.items() if file == name}
@@ -186,6 +185,10 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except SafetensorError as error:
+        if storage.is_lfs_pointer(path):
+            raise WeightsError(
+                f"{path} is a Git LFS pointer, not the weights; run git lfs pull in its repository"
+            ) from None
         cut = _cut_tensors(path)
         reason = f"cut short in the tensors {cut}" if cut else str(error)
         raise WeightsError(f"{path}: not a readable safetensors file: {reason}") from None

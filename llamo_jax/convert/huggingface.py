@@ -1,6 +1,6 @@
 """Hugging Face's language models of the LLaMA family: read without torch, and written so that torch reads them."""
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import storage
+from data_pipeline.errors import DataError
 from llamo_jax.config import ConfigError
 from llamo_jax.convert.names import decoder_shapes, language_model_rules
 from llamo_jax.models import DecoderConfig, LoRAConfig
@@ -54,12 +56,9 @@ def locate(language_model: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; raises WeightsError if there is none."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: not a JSON object")
-    return content
+        return storage.read_json(path)
+    except DataError as error:
+        raise WeightsError(str(error)) from None
 
 
 def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
@@ -67,11 +66,13 @@ def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
 
     Both spellings are read: `rope_theta` and `rope_scaling`, and `rope_parameters` of transformers 5.
     """
-    if hf.get("model_type") not in MODEL_TYPES:
+    model_type = hf.get("model_type")
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ConfigError(f"model_type {hf.get('model_type')!r} is not one of {', '.join(MODEL_TYPES)}")
     for name, wanted in {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0}.items():
         if hf.get(name, wanted) != wanted:
             raise ConfigError(f"{name}={hf[name]!r} is not implemented (only {wanted!r})")
+    _check_types(hf)
     if hf.get("attention_bias") and hf["model_type"] != "qwen2":
         raise ConfigError("attention_bias=True is not implemented (biases of query, key and value: qwen2)")
     if hf.get("quantization_config"):
@@ -89,7 +90,7 @@ def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
         **{ours: hf[theirs] for ours, theirs in _SIZES.items()},
         num_kv_heads=hf.get("num_key_value_heads") or heads,
         head_width=hf.get("head_dim") or hf["hidden_size"] // heads,
-        rope_theta=float(rope["rope_theta"]),
+        rope_theta=_theta(rope["rope_theta"]),
         rope_scaling=_rope_scaling(rope),
         rms_norm_eps=float(hf["rms_norm_eps"]),
         qkv_bias=hf["model_type"] == "qwen2",
@@ -97,6 +98,27 @@ def decoder_config(hf: Mapping[str, Any]) -> DecoderConfig:
         tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
         sliding_window=_sliding_window(hf),
     )
+
+
+def _check_types(hf: Mapping[str, Any]) -> None:
+    """Raises ConfigError, by name, for a value of another type than transformers writes, or one without sense."""
+    counts = (*_SIZES.values(), "num_key_value_heads", "head_dim", "sliding_window", "max_window_layers")
+    kinds: dict[str, tuple[Any, str]] = {name: (int, "a whole number above 0") for name in counts}
+    kinds |= {name: (int | float, "a number above 0") for name in ("rms_norm_eps", "rope_theta")}
+    kinds |= {name: (bool, "true or false") for name in ("tie_word_embeddings", "attention_bias", "use_sliding_window")}
+    kinds |= {name: (dict, "an object") for name in ("rope_scaling", "rope_parameters")}
+    kinds["layer_types"] = (list, "a list")
+    optional = {"num_key_value_heads", "head_dim", "sliding_window", "rope_scaling", "rope_parameters", "layer_types",
+                "max_window_layers", "use_sliding_window", "tie_word_embeddings", "attention_bias"}  # fmt: skip
+    for name, (kind, wanted) in kinds.items():
+        if name not in hf or (hf[name] is None and name in optional):
+            continue
+        value = hf[name]
+        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if right and isinstance(value, int | float) and kind is not bool:
+            right = 0 < value < math.inf or (name == "max_window_layers" and value == 0)
+        if not right:
+            raise ConfigError(f"{name} must be {wanted}, not {str(value)[:60]!r}")
 
 
 _SIZES = {
@@ -123,12 +145,28 @@ def _rope_scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
         )
     except KeyError as error:
         raise ConfigError(f"rope_scaling lacks {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"rope_scaling holds no numbers ({error})") from None
+
+
+def _theta(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"rope_theta must be a number above 0, not {str(value)[:60]!r}")
+    return float(value)
 
 
 def _sliding_window(hf: Mapping[str, Any]) -> int | None:
-    kinds = set(hf.get("layer_types") or ())
+    """The window of the layers that have one; None if none has.
+
+    Of Qwen2, the first `max_window_layers` layers see everything: where all do, there is no window.
+    """
+    kinds = {str(kind) for kind in hf.get("layer_types") or ()}
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise ConfigError(f"layer_types {sorted(unknown)} are not implemented")
+    if not kinds and hf.get("use_sliding_window") and hf["model_type"] != "mistral":
+        full = hf.get("max_window_layers")
+        if full is not None and full >= hf["num_hidden_layers"]:
+            return None
     if kinds == {"full_attention"} or not hf.get("use_sliding_window", hf["model_type"] == "mistral"):
         return None
     return hf.get("sliding_window")

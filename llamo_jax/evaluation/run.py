@@ -6,7 +6,6 @@ and at the end `predictions.jsonl`, `metrics.json`, `false_claims.jsonl` (descri
 
 import contextlib
 import importlib.metadata
-import json
 import math
 import os
 import subprocess
@@ -25,7 +24,7 @@ from data_pipeline.jobs import Runner
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import featurized
 from llamo_jax import distributed, sharding
-from llamo_jax.config import ConfigError, differences, from_dict, to_dict
+from llamo_jax.config import ConfigError, DecodingConfig, differences, from_dict, to_dict
 from llamo_jax.evaluation.answers import classification_scores
 from llamo_jax.evaluation.claims import checked_rows
 from llamo_jax.evaluation.config import EvaluationConfig
@@ -112,8 +111,11 @@ def _claim(workdir: epath.Path, about: Mapping[str, Any]) -> None:
     """Notes what is evaluated, or checks that the same evaluation was begun here; process 0 writes."""
     path = workdir / "evaluation.json"
     if path.exists():
-        there = json.loads(path.read_text())
+        there = storage.read_json(path)
+        with storage.understood(path):
+            dict(there["config"]["decoding"])
         kept = {name: value for name, value in there["config"].items() if name not in MAY_CHANGE}
+        kept["decoding"] = to_dict(from_dict(DecodingConfig, kept["decoding"]))  # fields may have come since
         found = [
             f"the {name} ({there[name]} there)"
             for name in ("model", "data", "prompt")
@@ -124,7 +126,7 @@ def _claim(workdir: epath.Path, about: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{workdir} holds another evaluation; what differs: {'; '.join(found)}. Choose another --workdir"
             )
-    elif any(found.name != storage.LOCK for found in workdir.iterdir()):
+    elif storage.contents(workdir):
         raise ConfigError(f"{workdir} is not empty and holds no evaluation; choose another --workdir")
     distributed.wait("workdir looked at")
     if distributed.is_main():
@@ -165,7 +167,9 @@ def _answers(
 def _read_done(workdir: epath.Path) -> dict[int, dict[str, Any]]:
     """The rows that are answered, by index: of a finished evaluation, and of an interrupted one."""
     rows = [*storage.read_json_lines(workdir / "predictions.jsonl"), *storage.read_json_lines(_partial(workdir))]
-    return {row["index"]: row for row in rows}
+    needed = {"index": int, "smiles": list, "question": str, "prediction": str, "target": str}
+    whole = [row for row in rows if all(isinstance(row.get(name), kind) for name, kind in needed.items())]
+    return {row["index"]: row for row in whole}  # others are answered again
 
 
 def _row(index: int, example: Example, samples: Sequence[Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Answers to conversations: prompts in, text out, while rows of a batch come and go."""
 
+import dataclasses
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,33 @@ class Answer(NamedTuple):
     score: float  # summed log-probability; of a beam, divided by its length ** length_penalty
 
 
+def _within(decoding: DecodingConfig, encoder: PromptEncoder, vocab_size: int) -> DecodingConfig:
+    """Never an id that the tokenizer has no token for: models pad their vocabularies, and some have gaps.
+
+    Raises ConfigError if the tokenizer has ids, or `decoding` stops at one, that the model does not know.
+    """
+    if encoder.tokenizer.size > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {encoder.tokenizer.size:,} tokens, the model knows {vocab_size:,}; take the model's own"
+        )
+    if any(index >= vocab_size for index in decoding.stop_ids):
+        raise ConfigError(f"config.decoding.stop_ids: {decoding.stop_ids}, but the model has {vocab_size:,} tokens")
+    known = encoder.tokenizer.ids()
+    unknown = [index for index in range(vocab_size) if index not in known]
+    return dataclasses.replace(decoding, suppressed_ids=(*decoding.suppressed_ids, *_ranges(unknown)))
+
+
+def _ranges(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) of every run of neighbours in ascending numbers."""
+    found: list[tuple[int, int]] = []
+    for index in ids:
+        if found and index == found[-1][1] + 1:
+            found[-1] = (found[-1][0], index)
+        else:
+            found.append((index, index))
+    return found
+
+
 class Generator:
     """A model, its weights on a mesh, and its prompt encoder.
 
@@ -68,7 +96,7 @@ class Generator:
         max_rows: int | None = None,
     ):
         self.encoder = encoder
-        self.decoding = decoding or DecodingConfig()
+        self.decoding = _within(decoding or DecodingConfig(), encoder, definition.config.language_model.vocab_size)
         self._definition, self._arrays = for_decoding(definition, arrays, mesh)
         self.mesh = mesh
         self._max_rows = max_rows

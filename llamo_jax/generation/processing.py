@@ -17,7 +17,7 @@ def processed(
     decoding: DecodingConfig,
     stop_ids: tuple[int, ...],
 ) -> Float[Array, "*rows V"]:
-    """Scores (logits, or log-probabilities in beam search) with `repetition_penalty` and `min_new_tokens` applied.
+    """Scores (logits, or log-probabilities in beam search) with everything but `warped`'s settings applied.
 
     seen: tokens that the text holds already, needed for a penalty only; chosen: how many tokens the answer has.
     """
@@ -28,6 +28,10 @@ def processed(
         stops = jnp.zeros(scores.shape[-1], bool).at[jnp.array(stop_ids)].set(True)
         early = chosen < decoding.min_new_tokens
         scores = jnp.where(early[..., None] & stops, _NEVER, scores)
+    if decoding.suppressed_ids:
+        ids = jnp.arange(scores.shape[-1])
+        inside = [(first <= ids) & (ids <= last) for first, last in decoding.suppressed_ids]
+        scores = jnp.where(jnp.any(jnp.stack(inside), axis=0), _NEVER, scores)
     return scores
 
 

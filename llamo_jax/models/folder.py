@@ -6,7 +6,6 @@ tokenizer/          a Hugging Face tokenizer folder, if it was given
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -49,31 +48,33 @@ class ModelFolder(NamedTuple):
 
 def is_model_folder(folder: str | os.PathLike) -> bool:
     """Whether `write_model` made this folder (a run's folder is another kind)."""
-    try:
-        return json.loads((storage.as_path(folder) / "config.json").read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
+    with contextlib.suppress(ValueError):  # DataError: there is none, or it is damaged
+        return storage.read_json(storage.as_path(folder) / "config.json").get("format") == FORMAT
+    return False
 
 
 def read_model(folder: str | os.PathLike) -> ModelFolder:
     """Raises WeightsError if the folder is none, or of a newer format."""
     if not is_model_folder(folder):
         raise WeightsError(f"{folder} is not a model folder (no config.json with format {FORMAT!r})")
-    content = json.loads((storage.as_path(folder) / "config.json").read_text())
+    path = storage.as_path(folder) / "config.json"
+    content = storage.read_json(path)
     try:
-        version = content.get("schema_version", content.get("format_version"))
-        model = migrated_model(content["model"], version)
-        prompt = content["prompt"]
+        with storage.understood(path):
+            version: Any = content.get("schema_version", content.get("format_version"))
+            model = dict(migrated_model(content["model"], version))
+            prompt, parts, source = content["prompt"], tuple(map(str, content["parts"])), content["huggingface"]
+            prompt, source = prompt and dict(prompt), source and dict(source)
         return ModelFolder(
             config=from_dict(ModelConfig, model, f"{folder}/config.json: model"),
             weights=read_file(storage.as_path(folder) / "model.safetensors"),
             prompt=None if prompt is None else from_dict(PromptConfig, prompt, f"{folder}/config.json: prompt"),
-            parts=tuple(content["parts"]),
-            huggingface=content["huggingface"],
+            parts=parts,
+            huggingface=source,
         )
     except SchemaError as error:
         raise WeightsError(f"{folder}: {error}") from None
-    except (KeyError, TypeError, ConfigError) as error:
+    except ConfigError as error:
         raise WeightsError(f"{folder}/config.json is damaged: {error}") from None
 
 

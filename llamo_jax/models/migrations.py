@@ -18,6 +18,8 @@ class SchemaError(ValueError):
 
 def migrated_model(model: Mapping[str, Any], version: int) -> dict[str, Any]:
     """The configuration of a model in today's form; raises SchemaError if it is of a newer version."""
+    if not isinstance(version, int) or version < 1:
+        raise SchemaError(f"schema version {version!r} is none")
     if version > SCHEMA_VERSION:
         raise SchemaError(f"schema version {version}, this program reads up to {SCHEMA_VERSION}; update llamo_jax")
     result = dict(model)

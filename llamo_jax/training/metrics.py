@@ -103,7 +103,7 @@ class MetricsLog:
             return
         path = folder / "metrics.jsonl"
         lines = storage.read_json_lines(path)
-        kept = [line for line in lines if line["step"] <= step]
+        kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
         if len(kept) < len(lines):
             storage.write_json_lines(path, kept)
         self._lines = storage.LineWriter(path)

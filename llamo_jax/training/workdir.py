@@ -8,7 +8,6 @@ checkpoints/    see llamo_jax.training.checkpoints
 metrics.jsonl, samples.jsonl, TensorBoard's events
 """
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -100,17 +99,16 @@ def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
         raise CheckpointError(
             f"{folder} is neither a training run nor a model folder (no config.json); give the --workdir of one"
         )
+    content = storage.read_json(path)
     try:
-        content = json.loads(path.read_text())
-        version = content.pop("schema_version", 1)
-        content["model"] = migrated_model(content["model"], version)
-        for step in range(version, SCHEMA_VERSION):
-            content = _MIGRATIONS[step](content)
-        return path, content
+        with storage.understood(path):
+            version = content.pop("schema_version", 1)
+            content["model"] = migrated_model(content["model"], version)
+            for step in range(version, SCHEMA_VERSION):
+                content = _MIGRATIONS[step](content)
     except SchemaError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}") from None
+    return path, content
 
 
 def _with_rules_of_2(content: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +178,7 @@ def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
         _check_same(folder, config, there["identity"], here)
         if there["run_id"] is None:
             there = {"run_id": secrets.token_hex(8), "identity": here}
-    elif any(path.name != storage.LOCK for path in folder.iterdir()):
+    elif storage.contents(folder):
         raise ConfigError(f"{folder} is not empty and holds no run; choose another --workdir")
     distributed.wait("workdir looked at")
     if distributed.is_main():
@@ -191,17 +189,24 @@ def claim(folder: epath.Path, config: Config, here: Mapping[str, Any]) -> str:
         storage.write_json(folder / "run.json", {"schema_version": SCHEMA_VERSION, **run})
         storage.write_json(folder / "config.json", {"schema_version": SCHEMA_VERSION, **to_dict(config)})
     distributed.wait("workdir claimed")
-    return json.loads((folder / "run.json").read_text())["run_id"]
+    with storage.understood(folder / "run.json"):
+        return str(storage.read_json(folder / "run.json")["run_id"])
 
 
 def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
     """run.json; for a run from before there was one, what its configuration tells and no id; None: a new folder."""
     if (folder / "run.json").exists():
-        there = json.loads((folder / "run.json").read_text())
-        stored, version = there["identity"]["config"], there.get("schema_version", 1)
-        stored["model"] = migrated_model(stored["model"], version)
-        if version < 4:
-            there["identity"]["config"] = _with_rules_of_4(stored)
+        path = folder / "run.json"
+        there = storage.read_json(path)
+        try:
+            with storage.understood(path):
+                stored, version = there["identity"]["config"], there.get("schema_version", 1)
+                stored["model"] = migrated_model(stored["model"], version)
+                if version < 4:
+                    there["identity"]["config"] = _with_rules_of_4(stored)
+                dict(stored), there["run_id"]
+        except SchemaError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
         return there
     if not (folder / "config.json").exists():
         return None
@@ -240,11 +245,13 @@ def read_base(folder: epath.PathLike) -> Base | None:
     path = storage.as_path(folder) / "base.json"
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
-    found = storage.as_path(content["folder"])
+    content = storage.read_json(path)
+    with storage.understood(path):
+        found, step, digest = storage.as_path(content["folder"]), int(content["step"]), str(content["digest"])
+        version = int(content.get("checksum_version", 1))
     if not storage.is_remote(found) and not found.is_absolute():
         found = storage.as_path(os.path.normpath(storage.absolute(path.parent) / found))
-    return Base(found, content["step"], content["digest"], content.get("checksum_version", 1))
+    return Base(found, step, digest, version)
 
 
 def write_base(folder: epath.Path, base: Base) -> None:

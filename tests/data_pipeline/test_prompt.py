@@ -1,6 +1,8 @@
 """Prompts: the original's token ids, chat templates, and text that only looks like control tokens."""
 
+import base64
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +276,25 @@ def test_a_fingerprint_tells_templates_and_ends_apart(embedded):
         found.add(HuggingFaceTokenizer(other).fingerprint())
     assert len(found) == 3
     assert load_tokenizer(embedded / "tokenizer").fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_tiktoken_model_beside_a_tokenizer_json_is_not_read(tmp_path, embedded):
+    """As in Llama 3's repositories; and where it stands alone it is named."""
+    shutil.copytree(embedded / "tokenizer", tmp_path / "both")
+    lines = b"".join(base64.b64encode(bytes([i])) + f" {i}\n".encode() for i in range(256))
+    (tmp_path / "both" / "tokenizer.model").write_bytes(lines)
+    expected = load_tokenizer(embedded / "tokenizer").encode(["CCO"])
+    assert load_tokenizer(tmp_path / "both").encode(["CCO"]) == expected
+    (tmp_path / "both" / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="not a sentencepiece model"):
+        load_tokenizer(tmp_path / "both")
+
+
+def test_every_id_of_a_tokenizer_is_known_to_it(embedded, shared_data, tmp_path):
+    shutil.copy(shared_data / "tokenizers" / "llama2_tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 32005}')
+    padded = load_tokenizer(tmp_path)
+    assert padded.size == 32_006
+    assert padded.ids() == {*range(32_000), 32_005}  # the ids between have no token
+    own = load_tokenizer(embedded / "tokenizer")
+    assert own.ids() == set(range(own.size))

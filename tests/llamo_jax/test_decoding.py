@@ -176,8 +176,7 @@ class Words:
     """A prompt encoder's place: records are prompts already; text is the ids."""
 
     stop_ids = (2,)
-
-    tokenizer = types.SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)))
+    tokenizer = types.SimpleNamespace(decode=lambda ids: " ".join(map(str, ids)), size=3, ids=lambda: set(range(2**16)))
 
     @staticmethod
     def encode(records):
@@ -322,7 +321,8 @@ def test_rows_are_those_that_fit_beside_weights_and_cache(monkeypatch):
 def test_a_generator_decodes_no_more_rows_than_fit(monkeypatch, room, beams, rows):
     config = helpers.model_config()
     definition, arrays = helpers.definition_and_arrays(config)
-    encoder = types.SimpleNamespace(stop_ids=(2,))
+    tokenizer = types.SimpleNamespace(size=3, ids=lambda: {0, 1, 2})
+    encoder = types.SimpleNamespace(stop_ids=(2,), tokenizer=tokenizer)
     decoding = DecodingConfig(max_new_tokens=36, num_beams=beams)
     generator = Generator(definition, arrays, encoder, sharding.single_device_mesh(), decoding)
     limit = room * memory.row_bytes(config, 100, 1) / (1 - memory.WORKING_SHARE) + 1
@@ -331,3 +331,34 @@ def test_a_generator_decodes_no_more_rows_than_fit(monkeypatch, room, beams, row
     monkeypatch.setattr("llamo_jax.generation.generator.device_bytes", lambda: (limit, limit))
     with pytest.raises(ConfigError, match="no room for the cache"):
         generator._rows(8, 64, beams)
+
+
+def chosen(model, decoding):
+    """All ids in the answers to the prompts, greedy, drawn or of the beams."""
+    definition, arrays, _ = model
+    if decoding.num_beams > 1:
+        found = beam_search(definition, arrays, collate_prompts(prompts()), decoding=decoding, stop_ids=(2,))
+        return {int(i) for rows, n in zip(found.tokens, found.lengths, strict=True)
+                for ids, length in zip(rows, n, strict=True) for i in ids[:length]}  # fmt: skip
+    return {int(index) for row in ours(model, decoding, (2,)) for index in row}
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "seed": 3}, {"num_beams": 3, "num_samples": 3}])
+def test_ids_without_a_token_are_never_chosen(model, options):
+    """Where the tokenizer has gaps just where the model would go, and ends before the vocabulary does."""
+    definition, arrays, _ = model
+    vocabulary = definition.config.language_model.vocab_size
+    plain = DecodingConfig(max_new_tokens=NEW, **options)
+    gaps = sorted(chosen(model, plain) - {2})[:3]
+    tokenizer = types.SimpleNamespace(size=vocabulary - 40, ids=lambda: set(range(vocabulary - 40)) - set(gaps))
+    encoder = types.SimpleNamespace(stop_ids=(2,), tokenizer=tokenizer)
+    mesh = sharding.single_device_mesh()
+    decoding = Generator(definition, arrays, encoder, mesh, plain).decoding
+    assert decoding.suppressed_ids[-1] == (vocabulary - 40, vocabulary - 1)
+    assert chosen(model, plain) & set(gaps)
+    assert chosen(model, decoding) <= tokenizer.ids()
+    with pytest.raises(ConfigError, match="stop_ids"):
+        Generator(definition, arrays, encoder, mesh, DecodingConfig(stop_ids=(vocabulary,)))
+    tokenizer.size = 9999
+    with pytest.raises(ConfigError, match="the tokenizer has 9,999 tokens"):
+        Generator(definition, arrays, encoder, mesh)
