@@ -28,7 +28,7 @@ from data_pipeline.logs import quiet_libraries
 from data_pipeline.prompt import PROMPT_STYLES
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import sharding
-from llamo_jax.config import ConfigError, PromptConfig, to_dict
+from llamo_jax.config import ConfigError, PromptConfig, differences, to_dict
 from llamo_jax.convert import huggingface, official, peft
 from llamo_jax.convert.names import adapted_projections, below, language_model_rules, prefixed
 from llamo_jax.models import DecoderConfig, LoRAConfig, ModelConfig
@@ -83,6 +83,15 @@ def to_peft(options: argparse.Namespace) -> None:
         raise WeightsError(f"{options.checkpoint} has no adapters on its language model; use to_huggingface")
     base_model = options.base_model or (stored.huggingface or {}).get("_name_or_path", "")
     language_model = below("language_model/", stored.weights)
+    if not is_model_folder(options.checkpoint) and (trained := workdir.trained_language_model(options.checkpoint)):
+        raise WeightsError(
+            f"{options.checkpoint}: its language model was trained, such as {trained[0]}; adapters alone would "
+            "lack that: use to_huggingface"
+        )
+    if Path(base_model).is_dir():
+        _check_base(Path(base_model), stored.config.language_model, language_model)
+    elif base_model:
+        print(f"note: {base_model} is no folder here, so it was not compared with the language model")
 
     def write(folder: epath.Path) -> None:
         peft.write_adapter(folder, stored.config.language_model, stored.config.lora, language_model, base_model)
@@ -107,6 +116,31 @@ def to_huggingface(options: argparse.Namespace) -> None:
             storage.copy_folder(options.checkpoint / "tokenizer", folder)
 
     _new_folder(options.output, write)
+
+
+def _check_base(base: Path, config: DecoderConfig, language_model: Weights) -> None:
+    """Raises WeightsError unless a folder holds the language model that the adapters stand on."""
+    there, weights, _ = huggingface.read_language_model(base)
+    if differing := differences(to_dict(there), to_dict(config), ""):
+        raise WeightsError(
+            f"--base_model {base} is another model: {', '.join(differing).replace(' .', ' ').lstrip('.')}"
+        )
+    different = [name for name, theirs in weights.items() if not _equal(theirs, language_model[name])]
+    if different:
+        raise WeightsError(
+            f"--base_model {base} has other weights than the adapters stand on: {len(different)} of {len(weights)} "
+            f"arrays differ, such as {different[0]}"
+        )
+
+
+def _equal(theirs: Any, ours: Any) -> bool:
+    """Layer by layer, in our dtype: frozen weights may be kept in a smaller one."""
+    if len(theirs.shape) < 3:
+        return np.array_equal(np.asarray(theirs[...]).astype(ours.dtype), np.asarray(ours[...]))
+    return all(
+        np.array_equal(np.asarray(theirs[layer]).astype(ours.dtype), np.asarray(ours[layer]))
+        for layer in range(theirs.shape[0])
+    )
 
 
 def _model_config(

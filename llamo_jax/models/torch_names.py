@@ -53,7 +53,11 @@ def from_torch(rules: Iterable[Rule], tensors: Weights, shapes: Mapping[str, tup
 
 
 def to_torch(rules: Iterable[Rule], arrays: Weights) -> dict[str, Any]:
-    """Torch tensors from our arrays; the inverse of `from_torch`."""
+    """Torch tensors from our arrays; the inverse of `from_torch`. Raises WeightsError if an array is missing."""
+    rules = list(rules)
+    missing = sorted({path for rule in rules for path in rule.ours} - set(arrays))
+    if missing:
+        raise WeightsError(f"the table of torch names wants arrays that the model lacks: {missing}")
     tensors: dict[str, Any] = {}
     for rule in rules:
         ours = [arrays[path] if rule.layer is None else Layer(arrays[path], rule.layer) for path in rule.ours]

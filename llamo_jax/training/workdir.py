@@ -9,6 +9,7 @@ metrics.jsonl, samples.jsonl, TensorBoard's events
 """
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -263,6 +264,18 @@ def write_base(folder: epath.Path, base: Base) -> None:
         place = os.path.relpath(base.folder, storage.absolute(folder))
     content = {"folder": place, "step": base.step, "digest": base.digest, "checksum_version": base.checksum_version}
     storage.write_json(folder / "base.json", content)
+
+
+def trained_language_model(folder: epath.PathLike) -> list[str]:
+    """What a run trained of the language model itself, besides adapters on it: some paths, [] if nothing."""
+    train = read_config(folder).train
+    found = ["language_model/embedding"] if train.train_token_embedding else []
+    probes = ("language_model/embedding", "language_model/norm/scale", "language_model/layers/query/kernel",
+              "language_model/layers/down/kernel", "language_model/lm_head/kernel")  # fmt: skip
+    for probe in probes:
+        decided = next((trained for pattern, trained in train.trainable if re.fullmatch(pattern, probe)), False)
+        found += [probe] if decided else []
+    return found
 
 
 def read_origin(folder: epath.PathLike) -> Mapping[str, Any] | None:

@@ -14,7 +14,8 @@ from flax import nnx
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 
-from llamo_jax import parameters, sharding
+from configs import stage2
+from llamo_jax import parameters, runs, sharding
 from llamo_jax.config import MeshConfig
 from llamo_jax.convert.names import below
 from llamo_jax.generation.cpu import for_decoding
@@ -24,6 +25,7 @@ from llamo_jax.models.lora import LoRAConfig, add_adapters, with_dropout
 from llamo_jax.parameters import WeightsError
 from tests import helpers
 from tests.llamo_jax.test_convert import our_logits, run, torch_logits, torch_model
+from tests.llamo_jax.test_training import small_run
 
 
 @pytest.fixture(scope="module")
@@ -269,3 +271,41 @@ def test_adapters_that_are_not_implemented_are_refused(adapted, tmp_path, change
     with pytest.raises(SystemExit, match=message):
         run("from_huggingface", "--language_model", folder / "base", "--adapter", tmp_path / "adapter",
             "--output", tmp_path / "ours")  # fmt: skip
+
+
+def test_adapters_are_not_written_for_another_base(adapted, tmp_path):
+    """Another model, the same one with other weights; the right one passes, in whatever dtype it is kept."""
+    run("from_huggingface", "--language_model", adapted / "base", "--adapter", adapted / "adapter",
+        "--output", tmp_path / "ours")  # fmt: skip
+    with_graph_side(read_model(tmp_path / "ours")).save(tmp_path / "whole")
+    torch_model("qwen2", seed=1).to(torch.bfloat16).save_pretrained(tmp_path / "other")
+    torch_model("qwen2", num_hidden_layers=3).to(torch.bfloat16).save_pretrained(tmp_path / "deeper")
+    for base, message in (
+        ("other", r"has other weights than the adapters stand on: \d+ of \d+ arrays differ, such as "),
+        ("deeper", r"is another model: num_layers=2 \(there 3\)"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run("to_peft", "--checkpoint", tmp_path / "whole", "--base_model", tmp_path / base,
+                "--output", tmp_path / "peft")  # fmt: skip
+        assert not (tmp_path / "peft").exists()
+
+
+def test_a_run_that_trained_its_language_model_has_no_adapters_to_give(few, tmp_path):
+    """Adapters alone would lack what was trained beside them."""
+
+    def config(**changes):
+        found = small_run(few, **changes)
+        return dataclasses.replace(found, train=dataclasses.replace(found.train, steps=2, checkpoint_every=2))
+
+    runs.train(config(), tmp_path / "first")
+    second = config(module=stage2, init_from=str(tmp_path / "first"))
+    rules = ((".*/lora_.*", True), ("language_model/norm/.*", True), (".*", False))
+    for name, train in (("only", second.train), ("both", dataclasses.replace(second.train, trainable=rules))):
+        runs.train(dataclasses.replace(second, train=train), tmp_path / name)
+    with pytest.raises(
+        SystemExit, match="its language model was trained, such as language_model/norm/scale; .* use to_hug"
+    ):
+        run("to_peft", "--checkpoint", tmp_path / "both", "--output", tmp_path / "peft")
+    # on a language model that an earlier run has trained: that one is the base
+    run("to_huggingface", "--checkpoint", tmp_path / "first", "--output", tmp_path / "base")
+    run("to_peft", "--checkpoint", tmp_path / "only", "--base_model", tmp_path / "base", "--output", tmp_path / "peft")
