@@ -62,7 +62,7 @@ def worker_scaling(smiles: list[str], repeats: int) -> float:
             shards.rows_path(work, chunk).write_text("".join(row.to_json() + "\n" for row in cut))
         settings = Settings(task="description")
         job = shards.ShardJob(
-            folder, "description", settings.columns, (("smiles", "text"),), ("x",), 0.0, "array_record", 10.0
+            folder, "description", settings.columns, (("smiles", "text"),), ("x",), {}, "scaffold", "array_record", 10.0
         )
         pools = {count: [shards.Worker() for _ in range(count)] for count in (1, 2)}
         for workers in pools.values():

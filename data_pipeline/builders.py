@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
-from tqdm import tqdm
 
+from data_pipeline.progress import watched
 from data_pipeline.record_files import groups, join_files
 from data_pipeline.records import FORMAT_VERSION, record_features
 from data_pipeline.shards import read_outcome, shard_path
@@ -69,7 +69,7 @@ class ConversationsBuilder(FileReaderBuilder, skip_registration=True):  # type: 
             template = self._get_filename_template(split)
             sizes = [path.stat().length for path, _ in shards]
             joined = list(groups(sizes))
-            progress = tqdm(joined, desc=f"writing {split}", unit=" files", disable=None, delay=2)
+            progress = watched(joined, desc=f"writing {split}", unit=" files", delay=2)
             for index, group in enumerate(progress):
                 # the chunks' files stay in the work folder: if something later fails, they need not be made again
                 target = self.data_path / template.relative_filepath(shard_index=index, num_shards=len(joined))

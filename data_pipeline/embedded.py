@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
-from tqdm import tqdm
 
 from data_pipeline import corpus, describe, storage
 from data_pipeline.errors import BusyError
 from data_pipeline.jobs import VOCAB_SIZE, Runner, Settings, job_folder, prepare_rows, prompt_lines
 from data_pipeline.molecule import FEATURE_VERSION, parse_smiles
+from data_pipeline.progress import watched
 from data_pipeline.records import FORMAT_VERSION
 from data_pipeline.shards import CutRow
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
@@ -68,7 +68,7 @@ def _embedded_texts() -> dict[str, list[CutRow]]:
     """The corpus' conversations about its molecules, by task."""
     texts: dict[str, list[CutRow]] = {task: [] for task in _EMBEDDED_WRITERS}
     molecules = corpus.build_corpus()
-    progress = tqdm(molecules, desc="writing descriptions", unit=" molecules", disable=None)
+    progress = watched(molecules, desc="writing descriptions", unit=" molecules")
     for number, molecule in enumerate(progress, start=1):
         facts = describe.facts_of(parse_smiles(molecule.smiles))
         for task, write in _EMBEDDED_WRITERS.items():

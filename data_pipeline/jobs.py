@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +19,13 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from data_pipeline import lengths, shards, storage, tasks
 from data_pipeline.conversation import Conversation
 from data_pipeline.errors import DataError, WorkerError
 from data_pipeline.files import BadRow, TableOptions, read_rows
 from data_pipeline.molecule import FEATURE_VERSION
+from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import FORMAT_VERSION, Record, RecordReader, record_size, serialize
 from data_pipeline.shards import CutRow, ShardJob
@@ -61,6 +62,8 @@ class Settings:
     columns: tasks.Columns = dataclasses.field(default_factory=tasks.Columns)
     table: TableOptions = _ANY_TABLE  # how tables are written, where that shall not be found out
     validation_fraction: float = 0.05
+    test_fraction: float = 0.0
+    split: str = "scaffold"  # or "random": what is held out together
     rows_per_shard: int = 1024
     file_format: str = "array_record"
     time_limit: float = 10.0  # CPU seconds a row
@@ -135,7 +138,8 @@ def prepare_rows(
             columns=settings.columns,
             found=tuple(map(tuple, cut["found"])),
             names=tuple(names),
-            validation_fraction=settings.validation_fraction,
+            fractions={"validation": settings.validation_fraction, "test": settings.test_fraction},
+            split=settings.split,
             file_format=settings.file_format,
             time_limit=settings.time_limit,
             prompt=_prompt(settings),
@@ -174,7 +178,7 @@ def prepare_records(
         def make_shards(download_config: Any) -> tuple[epath.Path, Iterable[int]]:
             del download_config
             serialized = {s: [serialize(record, vocabulary) for record in group] for s, group in by_split.items()}
-            shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}, Counter()), settings.file_format)
+            shards.write_shard(work, 0, shards.Shard(serialized, sizes, [], {}, Counter(), []), settings.file_format)
             return work, [0]
 
         count = sum(map(len, sizes.values()))
@@ -239,13 +243,14 @@ def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
 def _identity(settings: Settings) -> dict[str, Any]:
     """What two starts of a job compare; options that are left alone are none, as before there were any."""
     values = dataclasses.asdict(settings)
-    if settings.table == _ANY_TABLE:
-        del values["table"]
-    return values
+    later = {"table": _ANY_TABLE, "test_fraction": 0.0, "split": "scaffold"}
+    return {
+        name: value for name, value in values.items() if name not in later or getattr(settings, name) != later[name]
+    }
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(text, file=sys.stderr, flush=True)  # standard output is the program's result
 
 
 def _digest(identity: Mapping[str, Any]) -> str:
@@ -271,13 +276,15 @@ def _cut(
 
     def checked() -> Iterator[tuple[CutRow, str]]:
         """The rows and their JSON; what is wrong with a file as a whole ends the job here."""
-        for cut in tqdm(rows(), desc="reading", unit=" rows", disable=None):
+        for cut in watched(rows(), desc="reading", unit=" rows"):
             counts[cut.file] += 1
             if len(first[cut.file]) < _FIRST_ROWS and not isinstance(cut.row, BadRow):
                 first[cut.file].append(cut.row)
                 if len(first[cut.file]) == 1:
                     found[cut.file] = list(cut.row)
-                    _reader(settings, names[cut.file], list(cut.row))
+                    reader = _reader(settings, names[cut.file], list(cut.row))
+                    if reader.columns:
+                        _say(f"{names[cut.file]}: reads {', '.join(map(repr, reader.columns))} of {list(cut.row)}")
                 if len(first[cut.file]) == _FIRST_ROWS:
                     _check_molecules(settings, names[cut.file], first[cut.file])
             yield cut, cut.to_json() + "\n"
@@ -338,7 +345,7 @@ def _run(job: ShardJob, chunks: list[int], rows: int, runner: Runner) -> None:
     if runner.beam_runner:
         _run_beam(job, chunks, runner)
         return
-    with tqdm(total=rows, desc="featurising", unit=" rows", disable=None) as progress:
+    with watched(total=rows, desc="featurising", unit=" rows") as progress:
         workers = [shards.Worker() for _ in range(min(runner.num_workers, len(chunks)))]
         shards.process_chunks(job, chunks, workers, progress.update)
         for worker in workers:
@@ -383,6 +390,7 @@ def _finish(
     tokens: dict[str, list[np.ndarray]] = {}
     missing: Counter[str] = Counter()
     content = hashlib.sha256()
+    digests: list[np.ndarray] = []
     with (partial / "rejected.jsonl").open("w") as file:
         for chunk in chunks:
             outcome = shards.read_outcome(work, chunk) or {}
@@ -392,6 +400,7 @@ def _finish(
                 if split in outcome.get("lengths", {}):
                     tokens.setdefault(split, []).append(np.array(outcome["lengths"][split], np.int32))
             missing.update(outcome.get("missing", {}))
+            digests.append(np.array(outcome.get("digests", []), np.uint64))
             for row in outcome["rejected"]:
                 row = shards.Rejected(*row)
                 reasons[row.reason] += 1
@@ -424,6 +433,7 @@ def _finish(
         "splits": {split: len(rows) for split, rows in sizes.items()},
         "rejected": dict(reasons.most_common()),
         "missing": dict(missing.most_common()),
+        "duplicates": sum(map(len, digests)) - len(np.unique(np.concatenate([np.zeros(0, np.uint64), *digests]))),
         "without_molecule": sum(int(np.sum(rows[:, 0] == 0)) for rows in sizes.values()),
         "fingerprint": content.hexdigest(),
     }

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from data_pipeline import storage
 from data_pipeline.batch import EncodedConversation, RowSize
 from data_pipeline.errors import PromptError
 from data_pipeline.packing import pack_rows
+from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, RecordReader
 
@@ -35,7 +35,7 @@ def token_lengths(reader: RecordReader, encoder: PromptEncoder) -> np.ndarray:
         if kept is not None and kept.shape == (len(reader), 3) and kept.dtype == np.int32:
             return kept
     lengths = np.empty((len(reader), 3), np.int32)
-    with tqdm(total=len(reader), desc=f"measuring {reader.split}", unit=" records", disable=None, delay=2) as progress:
+    with watched(total=len(reader), desc=f"measuring {reader.split}", unit=" records", delay=2) as progress:
         for start in range(0, len(reader), _CHUNK):
             stop = min(start + _CHUNK, len(reader))
             lengths[start:stop] = measured(reader.fetch(range(start, stop)), encoder)

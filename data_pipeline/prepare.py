@@ -38,10 +38,13 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("input", "validation_input", "test_input"):
         parser.add_argument(f"--{name}", nargs="+", type=epath.Path, metavar="FILE", default=[])
     parser.add_argument(
-        "--validation_fraction",
-        type=float,
-        default=default.validation_fraction,
-        help="held out by scaffold, without --validation_input",
+        "--validation_fraction", type=float, default=0.1, help="held out, without --validation_input; default: 0.1"
+    )
+    parser.add_argument(
+        "--test_fraction", type=float, help="held out, without --test_input; default: as --validation_fraction"
+    )
+    parser.add_argument(
+        "--split", choices=("scaffold", "random"), default=default.split, help="what is held out together"
     )
     parser.add_argument("--output", required=True, type=epath.Path, metavar="DIR")
     parser.add_argument("--smiles_column", help="default: guessed, like the next two")
@@ -80,8 +83,14 @@ def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
     ]
     if lost and manifest["task"] != "molecule_generation":
         lines.append(f"  {lost:,} conversations show no molecule")
+    if manifest.get("duplicates"):
+        lines.append(f"  {manifest['duplicates']:,} say what another one says")
     if counts["rejected"]:
         lines.append(f"rejected rows are in {folder / 'rejected.jsonl'}")
+    budgets = [f"--config.data.{name}={value}" for name, value in (manifest.get("suggested") or {}).items()]
+    lines.append(
+        f"next: python launch.py --config configs/stage1.py {' '.join([f'--config.data.source={folder}', *budgets])}"
+    )
     return lines
 
 
@@ -102,11 +111,16 @@ def main(arguments: list[str] | None = None) -> None:
             print(prepare_embedded(options.output, runner))
             return
         delimiter = options.delimiter and options.delimiter.replace("\\t", "\t")
+        fraction = options.validation_fraction if options.test_fraction is None else options.test_fraction
+        if not 0 <= fraction + options.validation_fraction < 1 or min(fraction, options.validation_fraction) < 0:
+            parser.error("--validation_fraction and --test_fraction must leave something for training")
         settings = Settings(
             task=options.task,
             columns=tasks.Columns(options.smiles_column, options.text_column, tuple(options.target_column)),
             table=TableOptions(delimiter, options.quoting, options.encoding),
             validation_fraction=0.0 if options.validation_input else options.validation_fraction,
+            test_fraction=0.0 if options.test_input else fraction,
+            split=options.split,
             rows_per_shard=options.rows_per_shard,
             file_format=options.file_format,
             time_limit=options.time_limit,

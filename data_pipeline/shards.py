@@ -61,7 +61,8 @@ class ShardJob:
     columns: Columns
     found: tuple[tuple[str, ...], ...]
     names: tuple[str, ...]
-    validation_fraction: float
+    fractions: dict[str, float]  # held out, by split
+    split: str  # scaffold or random
     file_format: str
     time_limit: float  # CPU seconds a row
     prompt: tuple[str, int, str, bool] | None = None
@@ -133,7 +134,8 @@ def read_outcome(work: epath.Path, chunk: int) -> dict[str, Any] | None:
 class Shard(NamedTuple):
     """The records of a chunk, by split: serialised, their sizes and token lengths (or {}).
 
-    rejected: what could not be used; missing: labels that were empty, by column.
+    rejected: what could not be used; missing: labels that were empty, by column; digests: of molecules and texts,
+    equal for records that say the same.
     """
 
     serialized: dict[str, list[bytes]]
@@ -141,12 +143,13 @@ class Shard(NamedTuple):
     rejected: list[Rejected]
     lengths: dict[str, list[list[int]]]
     missing: Counter[str]
+    digests: list[int]
 
 
 def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None]) -> Shard:
     """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
     work = epath.Path(job.work)
-    serialized, sizes, rejected, lengths, missing = shard = Shard({}, {}, [], {}, Counter())
+    serialized, sizes, rejected, lengths, missing, digests = shard = Shard({}, {}, [], {}, Counter(), [])
     records: dict[str, list[Record]] = {}
     readers = [TASKS[job.task](found, job.columns) for found in job.found]
     for index, line in enumerate(rows_path(work, chunk).read_text().splitlines()):
@@ -162,8 +165,9 @@ def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable
             if isinstance(found, Refused):
                 rejected.append(Rejected(key, found.reason, (found.detail or detail)[:MAX_DETAIL]))
                 continue
-            held_out = _is_held_out(found.conversation, job.validation_fraction)
-            split = cut.split or ("validation" if held_out else "train")
+            split = cut.split or _split_of(found.conversation, key, job)
+            text = json.dumps([found.conversation.smiles, found.conversation.messages])
+            digests.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
             serialized.setdefault(split, []).append(serialize(found))
             sizes.setdefault(split, []).append(record_size(found))
             records.setdefault(split, []).append(found)
@@ -182,7 +186,7 @@ def write_shard(work: epath.Path, chunk: int, shard: Shard, file_format: str) ->
     """Writes a chunk's records, then the sign that it is done."""
     for split, examples in shard.serialized.items():
         write_record_file(shard_path(work, chunk, split), examples, file_format)
-    outcome = {name: getattr(shard, name) for name in ("sizes", "rejected", "lengths", "missing")}
+    outcome = {name: getattr(shard, name) for name in ("sizes", "rejected", "lengths", "missing", "digests")}
     storage.write_text(work / "shards" / f"{chunk:06}.json", json.dumps(outcome))
 
 
@@ -197,15 +201,23 @@ def write_record_file(path: epath.Path, examples: list[bytes], file_format: str)
         storage.copy(local, partial)
 
 
-def _is_held_out(conversation: Conversation, fraction: float) -> bool:
-    """Whether the scaffold of the first molecule is among the held-out `fraction`; its SMILES where there is none."""
-    if not fraction:
-        return False
+def _split_of(conversation: Conversation, key: str, job: ShardJob) -> str:
+    """Training, or held out: by the scaffold of the first molecule (its SMILES where there is none), or by the row."""
+    if not any(job.fractions.values()):
+        return "train"
     text = conversation.smiles[0] if conversation.smiles else conversation.messages[-1].content
-    with contextlib.suppress(ValueError, RuntimeError):  # not a molecule: a text-only conversation
-        text = murcko_scaffold(text) or text
+    if job.split == "random":
+        text = f"row {key}"
+    else:
+        with contextlib.suppress(ValueError, RuntimeError):  # not a molecule: a text-only conversation
+            text = murcko_scaffold(text) or text
     # a hash, not a random number: the same scaffold is held out in every chunk, on every machine, in every run
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 < fraction
+    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    for split, fraction in job.fractions.items():
+        if place < fraction:
+            return split
+        place -= fraction
+    return "train"
 
 
 class Worker:

@@ -98,6 +98,7 @@ class RowReader(NamedTuple):
 
     read: Callable[[Row], Found]
     examples: int = 1  # more than one in the property tasks: one for each label
+    columns: tuple[str, ...] = ()  # that it reads
 
     def __call__(self, row: Row) -> Found:
         return self.read(row)
@@ -107,14 +108,16 @@ def description_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and description: "Describe this molecule." → description."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     text = _pick(found, columns.text, _TEXT, "--text_column")
-    return RowReader(lambda row: [_turn(_molecule(row, smiles), DESCRIPTION_REQUESTS, _text(row, text))])
+    return RowReader(
+        lambda row: [_turn(_molecule(row, smiles), DESCRIPTION_REQUESTS, _text(row, text))], 1, (smiles, text)
+    )
 
 
 def iupac_name_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and its IUPAC name."""
     smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
     name = _pick(found, columns.text, _NAME, "--text_column")
-    return RowReader(lambda row: [_turn(_molecule(row, smiles), NAME_REQUESTS, _text(row, name))])
+    return RowReader(lambda row: [_turn(_molecule(row, smiles), NAME_REQUESTS, _text(row, name))], 1, (smiles, name))
 
 
 def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -126,7 +129,7 @@ def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowRea
         request = GENERATION_REQUEST.format(_text(row, text))
         return [Conversation((), (Message("user", request), Message("assistant", _canonical(_molecule(row, smiles)))))]
 
-    return RowReader(read)
+    return RowReader(read, 1, (smiles, text))
 
 
 def property_regression_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -137,7 +140,7 @@ def property_regression_reader(found: Sequence[str], columns: Columns) -> RowRea
         phrase, unit = REGRESSION.get(column.lower(), Property(column))
         questions[column] = f"What is the {phrase} of this molecule{f', in {unit}' if unit else ''}?"
 
-    return RowReader(lambda row: _labels(row, smiles, questions, _number), len(questions))
+    return RowReader(lambda row: _labels(row, smiles, questions, _number), len(questions), (smiles, *questions))
 
 
 def property_classification_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -148,7 +151,7 @@ def property_classification_reader(found: Sequence[str], columns: Columns) -> Ro
         for column in _targets(found, columns.targets, CLASSIFICATION)
     }
 
-    return RowReader(lambda row: _labels(row, smiles, questions, _yes_no), len(questions))
+    return RowReader(lambda row: _labels(row, smiles, questions, _yes_no), len(questions), (smiles, *questions))
 
 
 def forward_reaction_reader(found: Sequence[str], columns: Columns) -> RowReader:
@@ -185,9 +188,11 @@ def instruction_reader(found: Sequence[str], columns: Columns) -> RowReader:
     else:
         smiles = next((names[name] for name in _SMILES if name in names), "smiles")
     if columns.text is None and "messages" not in names and {"instruction", "output"} <= set(names):
-        return RowReader(lambda row: [_llamo_record(row, smiles)])
+        return RowReader(lambda row: [_llamo_record(row, smiles)], 1, (smiles, "instruction", "output"))
     column = _pick(found, columns.text, ("messages",), "--text_column")
-    return RowReader(lambda row: [Conversation(_smiles_list(row.get(smiles)), _messages(row.get(column)))])
+    return RowReader(
+        lambda row: [Conversation(_smiles_list(row.get(smiles)), _messages(row.get(column)))], 1, (smiles, column)
+    )
 
 
 TASKS: dict[str, Callable[[Sequence[str], Columns], RowReader]] = {

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rdkit import Chem
-from tqdm import tqdm
 
 from data_pipeline.describe import Facts, facts_of
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.progress import watched
 
 GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
 
@@ -261,7 +261,7 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
     wrong: Counter[str] = Counter()
     invalid = 0
     pairs = zip(descriptions, smiles, strict=True)
-    for description, text in tqdm(pairs, desc="claims", total=len(smiles), unit=" rows", disable=None):
+    for description, text in watched(pairs, desc="claims", total=len(smiles), unit=" rows"):
         try:
             checked = check(description, text)
         except InvalidMoleculeError:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
-from tqdm import tqdm
 
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
+from data_pipeline.progress import watched
 from llamo_jax.evaluation.answers import smiles_in
 from llamo_jax.evaluation.text import corpus_bleu
 
@@ -38,7 +38,7 @@ def molecule_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[
     """
     pairs = [
         compare(prediction, target)
-        for prediction, target in tqdm(
+        for prediction, target in watched(
             zip(predictions, targets, strict=True), desc="molecules", total=len(targets), unit=" rows", disable=None
         )
     ]

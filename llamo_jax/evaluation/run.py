@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.jobs import Runner
+from data_pipeline.progress import watched
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import featurized
 from llamo_jax import distributed, sharding
@@ -148,7 +148,7 @@ def _answers(
         distributed.log(f"continuing: {len(done):,} of {len(examples):,} are answered")
     prompts = [examples[index].prompt for index in missing]
     answers = generator.generate(prompts, numbers=missing, questions_only=config.context == "questions_only")
-    progress = tqdm(total=len(missing), desc="answers", unit=" rows", disable=None if distributed.is_main() else True)
+    progress = watched(total=len(missing), desc="answers", unit=" rows", disable=not distributed.is_main())
     with storage.LineWriter(_partial(workdir)) if distributed.is_main() else contextlib.nullcontext() as file:
         for place, samples in answers:
             index = missing[place]

@@ -4,8 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
+from data_pipeline.progress import watched
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, MetricTokenizer
 from llamo_jax.evaluation.wordnet import HOW_TO_INSTALL, WordNet, find_wordnet
 
@@ -66,7 +65,7 @@ def rouge_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str
     scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=DefaultTokenizer(use_stemmer=False))
     sums = dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0)
     pairs = zip(predictions, targets, strict=True)
-    for prediction, target in tqdm(pairs, desc="ROUGE", total=len(predictions), unit=" rows", disable=None):
+    for prediction, target in watched(pairs, desc="ROUGE", total=len(predictions), unit=" rows"):
         for name, score in scorer.score(target, prediction).items():
             sums[name] += score.fmeasure
         sums["rougeL"] += rouge_l(prediction, target)
@@ -83,7 +82,7 @@ def meteor(
         return {"meteor": None, "meteor_missing": f"WordNet 3.0 is not installed; {HOW_TO_INSTALL}"}
     total = 0.0
     pairs = zip(predictions, targets, strict=True)
-    for prediction, target in tqdm(pairs, desc="METEOR", total=len(predictions), unit=" rows", disable=None):
+    for prediction, target in watched(pairs, desc="METEOR", total=len(predictions), unit=" rows"):
         total += single_meteor_score(target[:MAX_TOKENS], prediction[:MAX_TOKENS], wordnet=wordnet)
     return {"meteor": total / max(len(predictions), 1)}
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import logsumexp
 from jaxtyping import Float
-from tqdm import tqdm
 
 from data_pipeline.batch import Batch, EncodedConversation
+from data_pipeline.progress import watched
 from llamo_jax import distributed, sharding
 from llamo_jax.generation.decode import replicated
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts
@@ -38,8 +38,7 @@ def target_log_probabilities(
     order = sorted(range(len(conversations)), key=lambda index: len(conversations[index].tokens))
     with jax.set_mesh(mesh):
         starts = range(0, len(order), rows)
-        hidden = None if distributed.is_main() else True
-        for start in tqdm(starts, desc="log-likelihoods", unit=" batches", disable=hidden):
+        for start in watched(starts, desc="log-likelihoods", unit=" batches", disable=not distributed.is_main()):
             chunk = order[start : start + rows]
             batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards, room=room)
             found = np.asarray(_log_probabilities(definition, arrays, sharding.put_global(batch, mesh)))

@@ -221,7 +221,7 @@ def make_job(tmp_path, rows, time_limit=10.0):
     shards.rows_path(work, 0).write_text("".join(row.to_json() + "\n" for row in cut))
     columns = SETTINGS.columns
     return work, shards.ShardJob(
-        str(work), "description", columns, (("smiles", "text"),), ("x",), 0.0, "array_record", time_limit
+        str(work), "description", columns, (("smiles", "text"),), ("x",), {}, "scaffold", "array_record", time_limit
     )
 
 
@@ -326,3 +326,62 @@ def test_a_chunk_that_is_damaged_itself_ends_the_job(tmp_path, capfd):
         worker.run(job, 0)
     worker.close()
     assert "ValueError" in capfd.readouterr().err
+
+
+def test_own_data_is_divided_counted_and_explained(tmp_path, capsys):
+    """Training, validation and test; what is said twice; which columns; and what to run next."""
+    table = tmp_path / "mine.csv"
+    rows = [f"{'C' * (1 + i % 40)}{'N' * (1 + i // 40)},text {i},{i}" for i in range(400)]
+    table.write_text("\n".join(["SMILES,description,extra", *rows, *rows[:7]]) + "\n")
+    for split in ("scaffold", "random"):
+        prepare.main(
+            ["--task", "description", "--input", str(table), "--output", str(tmp_path / split), "--split", split]
+        )
+        said, explained = capsys.readouterr()
+        assert "mine.csv: reads 'SMILES', 'description' of ['SMILES', 'description', 'extra']" in explained
+        assert "407 rows = 407 conversations + 0 rejected + 0 missing" in said
+        assert "7 say what another one says" in said
+        assert f"next: python launch.py --config configs/stage1.py --config.data.source={tmp_path / split}" in said
+        manifest = read_manifest(tmp_path / split)
+        sizes = manifest["splits"]
+        assert sum(sizes.values()) == 407
+        assert 20 < sizes["validation"] < 65
+        assert 20 < sizes["test"] < 65
+        assert manifest["duplicates"] == 7
+        shown = [{r.conversation.smiles[0] for r in read_records(tmp_path / split, part)} for part in sizes]
+        together = set.union(*shown)
+        # by scaffold (of these, the molecule itself), no molecule is in two splits; by row, those twice may be
+        assert sum(map(len, shown)) == len(together) or split == "random"
+    prepare.main(
+        [
+            "--task",
+            "description",
+            "--input",
+            str(table),
+            "--output",
+            str(tmp_path / "all"),
+            "--validation_fraction",
+            "0",
+        ]
+    )
+    assert read_manifest(tmp_path / "all")["splits"] == {"train": 407}
+    with pytest.raises(SystemExit):
+        prepare.main(
+            ["--task", "description", "--input", str(table), "--output", str(tmp_path / "x"), "--test_fraction", "0.95"]
+        )
+    assert "must leave something for training" in capsys.readouterr().err
+
+
+def test_long_work_writes_a_line_now_and_then_into_a_file(monkeypatch, capfd):
+    from data_pipeline import progress
+
+    monkeypatch.setattr(progress, "SECONDS", 0.01)
+    for _ in progress.watched(range(30), desc="reading", unit=" rows"):
+        time.sleep(0.003)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith("reading") and "\r" not in line for line in lines)
+    assert "30/30" in lines[-1]
+    monkeypatch.setattr(progress, "SECONDS", 30)
+    assert list(progress.watched(range(3), desc="reading")) == [0, 1, 2]
+    assert capfd.readouterr().err == ""

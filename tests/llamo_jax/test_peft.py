@@ -303,7 +303,7 @@ def test_a_run_that_trained_its_language_model_has_no_adapters_to_give(few, tmp_
     for name, train in (("only", second.train), ("both", dataclasses.replace(second.train, trainable=rules))):
         runs.train(dataclasses.replace(second, train=train), tmp_path / name)
     with pytest.raises(
-        SystemExit, match="its language model was trained, such as language_model/norm/scale; .* use to_hug"
+        SystemExit, match=r"its language model was trained, such as language_model/norm/scale; .*use to_hug"
     ):
         run("to_peft", "--checkpoint", tmp_path / "both", "--output", tmp_path / "peft")
     # on a language model that an earlier run has trained: that one is the base
