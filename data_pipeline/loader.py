@@ -169,7 +169,7 @@ def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Co
         "no answer within the row": first_target >= length,
     }
     for column, name in enumerate(RowSize._fields):
-        reasons[f"more {name} than a row's {row[column]}"] = sizes[:, column] > row[column]
+        reasons[f"more {name} than a row's {row[column]} (config.data.{name}_per_row)"] = sizes[:, column] > row[column]
     keep = np.ones(len(sizes), bool)
     skipped: Counter[str] = Counter()
     for reason, hit in reasons.items():

@@ -23,6 +23,10 @@ _CHAT_TEMPLATE = (
 )
 
 
+MAX_TEMPLATE = 100_000
+"""Characters of a chat template; those of published models have a few thousand."""
+
+
 class TextTokenizer(Protocol):
     """Encodes plain text: what looks like a control token in it is ordinary text.
 
@@ -164,6 +168,8 @@ def _rendered(
 ) -> str:
     if not template:
         raise DataError("the tokenizer has no chat template; use prompt style 'plain'")
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+        raise DataError(f"the tokenizer's chat template is no text of at most {MAX_TEMPLATE:,} characters; refused")
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:

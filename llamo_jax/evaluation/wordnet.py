@@ -1,8 +1,7 @@
-"""WordNet 3.0 for METEOR: nltk's data, Debian's package `wordnet-base`, or nltk's download, whichever is there."""
+"""WordNet 3.0 for METEOR: nltk's data, or Debian's package `wordnet-base`, whichever is there."""
 
 import functools
 import io
-import socket
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,6 @@ DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
 HOW_TO_INSTALL = "apt-get install wordnet-base, or: python -m nltk.downloader wordnet"
 
-_DOWNLOAD_TIMEOUT = 10.0  # seconds until a network that does not answer counts as none
 
 # Debian leaves out this table of WordNet's "lexicographer files" (manual page lexnames(5WN)); synsets refer to it.
 _LEXNAMES = """
@@ -33,14 +31,14 @@ class WordNet(Protocol):
 
 @functools.cache
 def find_wordnet() -> WordNet | None:
-    """WordNet's reader, remembering what it was asked; None if it is nowhere and cannot be downloaded."""
+    """WordNet's reader, remembering what it was asked; None if it is not installed."""
     from nltk.corpus import wordnet
 
     if _loads(wordnet):
         return _Remembering(wordnet)
     if (DEBIAN_FOLDER / "data.noun").is_file():
         return _Remembering(_debian_wordnet(DEBIAN_FOLDER))
-    return _Remembering(wordnet) if _download() and _loads(wordnet) else None
+    return None  # and no attempt to download it: scoring asks no network unasked
 
 
 class _Remembering:
@@ -56,19 +54,6 @@ def _loads(wordnet: Any) -> bool:
     except LookupError:
         return False
     return True
-
-
-def _download() -> bool:
-    import nltk
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
-    try:
-        return nltk.download("wordnet", quiet=True, raise_on_error=False)
-    except OSError:
-        return False
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _debian_wordnet(folder: Path) -> Any:

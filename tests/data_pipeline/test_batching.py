@@ -282,7 +282,7 @@ def test_every_process_builds_its_own_part_of_the_same_batch(dataset):
 
 
 def test_evaluation_sees_every_conversation_once(dataset, loader):
-    assert dataset.skipped == {"more atoms than a row's 20": 1}
+    assert dataset.skipped == {"more atoms than a row's 20 (config.data.atoms_per_row)": 1}
     targets = sum(int(batch.target_mask.sum()) for batch in loader.evaluation_batches())
     rows = dataset.evaluation_rows()
     kept = [c for row in range(len(rows)) for c in dataset.load([rows.row(row)])[0]]

@@ -645,3 +645,19 @@ def test_reports_and_scores_survive_hostile_molecules(tmp_path):
     assert "<img src=x>" not in (tmp_path / "a.html").read_text()
     claims = hallucination_scores(["It has an ester."] * 4, hostile)
     assert claims["invalid_molecules"] == 3
+
+
+def test_looking_for_wordnet_asks_no_network(monkeypatch):
+    """Where it is not installed, that is said; nothing is downloaded unasked."""
+    import socket
+
+    def refused(*arguments, **options):
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(wordnet, "_loads", lambda reader: False)
+    monkeypatch.setattr(wordnet, "DEBIAN_FOLDER", Path("/nowhere"))
+    wordnet.find_wordnet.cache_clear()
+    assert wordnet.find_wordnet() is None
+    wordnet.find_wordnet.cache_clear()
