@@ -3,11 +3,13 @@
     python -m benchmarks.data_damage --json --molecules ../shared/data/smiles/all.smi
 
 Mutates valid SMILES (characters deleted, doubled, swapped, replaced by any character), and CSV, TSV and JSONL files of
-them (bytes flipped, rows cut, foreign encodings, NUL bytes, quotes, a line of 50 MB), and runs `prepare` on them.
+them (bytes flipped, rows cut, foreign encodings, NUL bytes, quotes, a line of 50 MB); flips bytes of tables as other
+programs write them (semicolons, quoted tabs, UTF-16, cp1252, a Mac's ends of lines, packed); and runs `prepare` on all.
 Molecules are featurised in worker processes: one that crashes is counted, not fatal.
 """
 
 import argparse
+import gzip
 import json
 import random
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from data_pipeline.jobs import Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
+from data_pipeline.tasks import Columns
 
 _ALPHABET = "CNOPSFIclnos[]()=#@+-/\\%123456789.:*>~$\0 \tBrHé"
 
@@ -65,6 +68,32 @@ def damaged_lines(lines: list[bytes], rng: random.Random) -> list[bytes]:
     return result
 
 
+def flipped(content: bytes, rng: random.Random, share: float = 1e-4) -> bytes:
+    """The content with some of its bytes replaced by any others."""
+    found = bytearray(content)
+    for _ in range(int(len(found) * share)):
+        found[rng.randrange(len(found) // 10, len(found))] = rng.randrange(256)  # the header is left alone
+    return bytes(found)
+
+
+def other_tables(molecules: list[str], count: int, rng: random.Random) -> dict[str, bytes]:
+    """Tables as other programs write them, with flipped bytes."""
+    rows = [(rng.choice(molecules), f"A molecule, naïve; at {i},5 °C.", str(i)) for i in range(count)]
+
+    def joined(delimiter: str, quote: str, end: str) -> str:
+        lines = [["smiles", "text", "number"], *([s, f"{quote}{t}{quote}", n] for s, t, n in rows)]
+        return end.join(map(delimiter.join, lines)) + end
+
+    return {
+        "semicolons.csv": flipped(joined(";", '"', "\r\n").encode("cp1252"), rng),
+        "quoted.tsv": flipped(joined("\t", '"', "\n").encode(), rng),
+        "spreadsheet.txt": flipped(joined("\t", '"', "\r\n").encode("utf-16"), rng),
+        "mac.csv": flipped(joined(",", '"', "\r").encode(), rng),
+        "packed.csv.gz": gzip.compress(flipped(joined(",", '"', "\n").encode(), rng)),
+        "molecules.smi": flipped("".join(f"{s} molecule {n}\n" for s, _, n in rows).encode(), rng),
+    }
+
+
 def main() -> None:
     """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="benchmarks.data_damage", description=__doc__)
@@ -93,12 +122,14 @@ def main() -> None:
             damaged = damaged_lines(lines, rng)
             damaged.insert(len(damaged) // 2, b"C" * 50 * 2**20)
             files[f"damaged.{suffix}"] = b"\n".join(damaged) + b"\n"
+        files |= other_tables(molecules, count // 4, rng)
         totals: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         for name, content in files.items():
             (folder / name).write_bytes(content)
             runner = Runner(num_workers=options.num_workers)
-            settings = Settings(task="description", time_limit=10.0)
+            columns = Columns(text="name") if name.endswith(".smi") else Columns()
+            settings = Settings(task="description", columns=columns, time_limit=10.0)
             manifest = prepare({None: [folder / name]}, folder / f"{name}.out", settings, runner)
             rejected = sum(manifest["rejected"].values())
             records = sum(manifest["splits"].values())

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -134,11 +135,12 @@ def test_any_damage_is_a_line_or_harmless(files, name, tmp_path):
     original = (folder / file).read_bytes()
     copy = tmp_path / "copy"
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(damages())
     def check(damage):
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(folder, copy, symlinks=True)
+        shutil.copytree(folder, copy, copy_function=os.link)  # checkpoints are large
+        (copy / file).unlink()
         (copy / file).write_bytes(damaged(original, damage))
         with contextlib.suppress(runs.UserError):
             read(copy)
