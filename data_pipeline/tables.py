@@ -30,6 +30,7 @@ QUOTING = ("minimal", "none")
 _SAMPLE = 2**20  # bytes that separator and quotes are found from
 _EVIDENCE = 2**26  # bytes that are looked at for the encoding: the first accent may come late
 _SAMPLE_ROWS = 200
+_SURE = 1000  # letters of several bytes: the file is UTF-8
 _CHUNK = 2**16
 _SEPARATORS = (",", ";", "\t", "|")
 _NO_CP1252 = {0x81, 0x8D, 0x8F, 0x90, 0x9D, 0xFE, 0xFF}  # undefined there, or a byte order mark: damage
@@ -180,7 +181,7 @@ _MARKS = (
 
 
 def find_encoding(path: Path, open_file: Callable[[Path], BinaryIO]) -> str:
-    """A byte order mark's; UTF-16 where every other byte is zero; cp1252 where nothing above ASCII is UTF-8; UTF-8."""
+    """A byte order mark's; UTF-16 where every other byte is zero; cp1252 where hardly anything is UTF-8; UTF-8."""
     with open_file(path) as file:
         sample = file.read(_CHUNK)
         for mark, name in _MARKS:
@@ -190,17 +191,16 @@ def find_encoding(path: Path, open_file: Callable[[Path], BinaryIO]) -> str:
         if max(zeros) > 0.3 and min(zeros) < 0.05:
             return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        strange = False
+        letters = others = 0  # bytes that are letters in cp1252 and no UTF-8; what speaks against it
         for _ in range(_EVIDENCE // _CHUNK):
-            # a letter of several bytes is never there by chance: the file is UTF-8, and what is not is damage
             for character in re.findall(r"[^\x00-\x7f]", decoder.decode(sample)):
-                if not 0xDC80 <= ord(character) <= 0xDCFF or ord(character) - 0xDC00 in _NO_CP1252:
-                    return "utf-8"
-                strange = True
+                lone = 0xDC80 <= ord(character) <= 0xDCFF and ord(character) - 0xDC00 not in _NO_CP1252
+                letters, others = letters + lone, others + (not lone)
             sample = file.read(_CHUNK)
-            if not sample:
+            if not sample or others > _SURE:
                 break
-    return "cp1252" if strange else "utf-8"
+    # letters of several bytes are hardly there by chance, and damage is not all letters: a few among many are
+    return "cp1252" if letters > 10 * others else "utf-8"
 
 
 def _delimiter(lines: Sequence[str], natural: str) -> str:
