@@ -593,7 +593,7 @@ def lora_merged(golden: Golden, result: Comparison) -> None:
         decoder = config.language_model
         tensors = to_torch(
             language_model_rules(decoder),
-            huggingface.merged("language_model", below("language_model/", arrays), config.lora),
+            huggingface.merged(below("language_model/", arrays), config.lora),
         )
         merged = _from_hf(decoder, tensors)
         got, _ = run(merged_config, base | prefixed("language_model/", merged), batch)

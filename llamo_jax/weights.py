@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from data_pipeline import storage
+from data_pipeline.errors import DataError
 from llamo_jax.parameters import Arrays, WeightsError, check_names
 
 Weights = Mapping[str, Any]
@@ -157,7 +158,10 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; it holds pickled weights ({pickled[0]}): save them with safe_serialization=True" if pickled else ""
         raise WeightsError(f"{folder}: no model.safetensors and no model.safetensors.index.json{hint}")
-    weight_map = storage.read_json(index).get("weight_map")
+    try:
+        weight_map = storage.read_json(index).get("weight_map")
+    except DataError as error:
+        raise WeightsError(f"{index}: not an index of weights (no weight_map): {error}") from None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise WeightsError(f"{index}: not an index of weights (no weight_map of names)")
     files = sorted(set(weight_map.values()))

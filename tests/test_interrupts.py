@@ -23,6 +23,7 @@ class Program:
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it in the background
         )  # fmt: skip
         self.said = ""
 

@@ -51,7 +51,7 @@ def test_its_commands_run_elsewhere(site, tmp_path):
         "--validation_fraction", "0",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "{'train': 2}" in result.stdout
+    assert "3 rows = 2 conversations + 1 rejected" in result.stdout
     (tmp_path / "answers.jsonl").write_text(
         '{"prediction": "1.5", "target": "2"}\n{"prediction": "3", "target": "3"}\n'
     )

@@ -104,7 +104,7 @@ def to_huggingface(options: argparse.Namespace) -> None:
     """The language model, adapters merged, for transformers; and the graph side."""
     stored = _read(options.checkpoint)
     decoder = stored.config.language_model
-    language_model = huggingface.merged("language_model", below("language_model/", stored.weights), stored.config.lora)
+    language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
     hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
     tensors = to_torch(language_model_rules(decoder), language_model)
 
@@ -226,7 +226,7 @@ def _write_graph_side(folder: epath.Path, stored: ModelFolder) -> None:
     )
     for part, module, args, extras in tables:
         if part in stored.parts:
-            arrays = huggingface.merged(part, below(f"{part}/", stored.weights), config.lora)
+            arrays = huggingface.merged(below(f"{part}/", stored.weights), config.lora, part)
             tensors = to_torch(rules_of(module, {name: array.shape for name, array in arrays.items()}, *args), arrays)
             write_file(folder / f"{part}.safetensors", {**tensors, **extras})
     content: dict[str, Any] = {name: to_dict(getattr(config, name)) for name in ("graph_encoder", "projector")}

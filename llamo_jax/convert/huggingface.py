@@ -217,7 +217,7 @@ def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype:
     return hf
 
 
-def merged(part: str, arrays: Weights, lora: LoRAConfig) -> dict[str, Any]:
+def merged(arrays: Weights, lora: LoRAConfig, part: str = "language_model") -> dict[str, Any]:
     """Weights of a part of the model by path, adapters merged into the matrices (in float32), layer by layer."""
     result = {path: array for path, array in arrays.items() if path.rpartition("/")[2] not in PARTS}
     for path in arrays:

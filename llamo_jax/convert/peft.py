@@ -55,9 +55,11 @@ class _Adapter(NamedTuple):
 
 
 def read_adapter(
-    folder: Path, config: DecoderConfig, base: Weights, notes: list[str]
+    folder: Path, config: DecoderConfig, base: Weights | None = None, notes: list[str] | None = None
 ) -> tuple[LoRAConfig, dict[str, Any]]:
     """An adapter's configuration and its arrays by path, for a decoder with the weights `base`; raises WeightsError.
+
+    base is needed for DoRA alone, whose norms are kept as differences from its matrices'.
 
     Where a projection's adapters differ between layers (ranks, scales, layers without one), they are filled up with
     zeros to the largest rank, and their own scales are in lora_b: the same function, and zeros stay zeros in training,
@@ -74,10 +76,13 @@ def read_adapter(
         raise WeightsError(f"{folder} holds a pickle (adapter_model.bin); save it with safe_serialization=True")
     tensors: Weights = read_file(folder / "adapter_model.safetensors")
     if _differs(lora, layout, config.num_layers):
-        notes.append("the adapters of some projections differ between layers: filled up with zeros to the same rank")
+        if notes is not None:
+            notes.append("adapters that differ between layers are filled up with zeros to the same rank")
         tensors = _filled_up(tensors, config, lora, layout)
     arrays = from_torch(lora_rules(config, lora), tensors, decoder_shapes(config, lora))
-    return lora, _with_norms(arrays, base, lora, -1)
+    if lora.dora and base is None:
+        raise WeightsError(f"{folder}: use_dora=True needs the weights of the model that the adapter stands on")
+    return lora, _with_norms(arrays, base or {}, lora, -1)
 
 
 def _options(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from data_pipeline import storage
+from data_pipeline.errors import DataError
 from data_pipeline.packing import PACKING_VERSION
 from llamo_jax import distributed
 from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
@@ -100,8 +101,8 @@ def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
         raise CheckpointError(
             f"{folder} is neither a training run nor a model folder (no config.json); give the --workdir of one"
         )
-    content = storage.read_json(path)
     try:
+        content = storage.read_json(path)
         with storage.understood(path):
             version = content.pop("schema_version", 1)
             content["model"] = migrated_model(content["model"], version)
@@ -109,6 +110,8 @@ def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
                 content = _MIGRATIONS[step](content)
     except SchemaError as error:
         raise CheckpointError(f"{folder}: {error}") from None
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     return path, content
 
 
