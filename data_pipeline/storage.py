@@ -112,7 +112,8 @@ def understood(path: epath.PathLike) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         if type(error).__module__ != "builtins":
             raise
-        raise DataError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {reason}") from None
 
 
 _POINTER = b"version https://git-lfs.github.com/spec/"

@@ -113,6 +113,13 @@ class Kinds(typing.Generic[T]):
         parsed: T = TypeAdapter(self[value["kind"]]).validate_python(dict(value))
         return parsed
 
+    def read(self, value: Any, path: str) -> T:
+        """As `parse`, with one line that begins with `path` for everything that is wrong; raises ConfigError."""
+        try:
+            return self.parse(value)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error, path)) from None
+
     def field(self) -> PlainValidator:
         """The annotation that makes a field of a `settings` class take any registered kind."""
         return PlainValidator(self.parse)
@@ -218,7 +225,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _one_line(error: ValidationError, path: str) -> str:
-    return "; ".join(_messages(error, path))
+    return " ".join("; ".join(_messages(error, path)).split())  # a value that is shown may have ends of lines
 
 
 def _messages(error: ValidationError, path: str) -> list[str]:

@@ -71,7 +71,7 @@ def _configured(file: Path | None, part: str, kinds: Kinds[T]) -> T | None:
         content = migrated_model(
             content | {"lora": {"targets": ()}, "language_model": {}}, content.get("schema_version", 1)
         )
-        return kinds.parse(content[part])
+        return kinds.read(content[part], part)
     except (KeyError, TypeError, ValueError, ConfigError, SchemaError) as error:
         raise WeightsError(f"{path} is damaged: {error}") from None
 

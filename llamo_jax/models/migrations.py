@@ -3,7 +3,7 @@
 A change of ModelConfig's fields raises SCHEMA_VERSION and adds an entry here; tests load folders of every version.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from llamo_jax.models.lora import decoder_targets
@@ -16,7 +16,7 @@ class SchemaError(ValueError):
     """A folder of a newer version than this program reads."""
 
 
-def migrated_model(model: Mapping[str, Any], version: int) -> dict[str, Any]:
+def migrated_model(model: Any, version: Any) -> dict[str, Any]:
     """The configuration of a model in today's form; raises SchemaError if it is of a newer version."""
     if not isinstance(version, int) or version < 1:
         raise SchemaError(f"schema version {version!r} is none")

@@ -182,7 +182,7 @@ def bombs(folder):
     for name, row in rows.items():
         with gzip.open(folder / name, "wb", compresslevel=1) as file:
             file.write(b"smiles,text\n" if "csv" in name else b"")
-            for _ in range(40):
+            for _ in range(25):
                 file.write(row)
     with gzip.open(folder / "a.json.gz", "wb", compresslevel=1) as file:
         file.write(b"[")
@@ -190,7 +190,7 @@ def bombs(folder):
         file.write(b'{"smiles": "C"}]')
     with gzip.open(folder / "quote.csv.gz", "wb", compresslevel=1) as file:
         file.write(b'smiles,text\nC,"open\n')
-        file.writelines(b"y" * 1000 + b"\n" for _ in range(30_000))
+        file.writelines(b"y" * 1000 + b"\n" for _ in range(15_000))
     array = pyarrow.array(["z" * (3 * 2**20)] * 2000).dictionary_encode()
     parquet.write_table(pyarrow.table({"smiles": ["C"] * 2000, "text": array}), folder / "a.parquet")
 
@@ -215,10 +215,10 @@ def test_memory_is_bounded_by_bytes(tmp_path):
         assert done.returncode == 0, (path.name, done.stderr[-500:])
         counts[path.name] = json.loads(done.stdout)
     assert counts == {
-        "a.csv.gz": {"bad": 40},
-        "a.jsonl.gz": {"bad": 40},
+        "a.csv.gz": {"bad": 25},
+        "a.jsonl.gz": {"bad": 25},
         "a.json.gz": {"good": 200_001},
-        "quote.csv.gz": {"bad": 30_001},
+        "quote.csv.gz": {"bad": 15_001},
         "a.parquet": {"good": 2000},
     }
 
