@@ -38,10 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("input", "validation_input", "test_input"):
         parser.add_argument(f"--{name}", nargs="+", type=epath.Path, metavar="FILE", default=[])
     parser.add_argument(
-        "--validation_fraction", type=float, default=0.1, help="held out, without --validation_input; default: 0.1"
+        "--validation_fraction",
+        type=float,
+        default=default.validation_fraction,
+        help="held out, without --validation_input; default: %(default)s",
     )
     parser.add_argument(
-        "--test_fraction", type=float, help="held out, without --test_input; default: as --validation_fraction"
+        "--test_fraction",
+        type=float,
+        default=default.test_fraction,
+        help="held out, without --test_input; default: none",
     )
     parser.add_argument(
         "--split", choices=("scaffold", "random"), default=default.split, help="what is held out together"
@@ -111,15 +117,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(prepare_embedded(options.output, runner))
             return
         delimiter = options.delimiter and options.delimiter.replace("\\t", "\t")
-        fraction = options.validation_fraction if options.test_fraction is None else options.test_fraction
-        if not 0 <= fraction + options.validation_fraction < 1 or min(fraction, options.validation_fraction) < 0:
+        fractions = (options.validation_fraction, options.test_fraction)
+        if min(fractions) < 0 or sum(fractions) >= 1:
             parser.error("--validation_fraction and --test_fraction must leave something for training")
         settings = Settings(
             task=options.task,
             columns=tasks.Columns(options.smiles_column, options.text_column, tuple(options.target_column)),
             table=TableOptions(delimiter, options.quoting, options.encoding),
             validation_fraction=0.0 if options.validation_input else options.validation_fraction,
-            test_fraction=0.0 if options.test_input else fraction,
+            test_fraction=0.0 if options.test_input else options.test_fraction,
             split=options.split,
             rows_per_shard=options.rows_per_shard,
             file_format=options.file_format,

@@ -335,7 +335,20 @@ def test_own_data_is_divided_counted_and_explained(tmp_path, capsys):
     table.write_text("\n".join(["SMILES,description,extra", *rows, *rows[:7]]) + "\n")
     for split in ("scaffold", "random"):
         prepare.main(
-            ["--task", "description", "--input", str(table), "--output", str(tmp_path / split), "--split", split]
+            [
+                "--task",
+                "description",
+                "--input",
+                str(table),
+                "--output",
+                str(tmp_path / split),
+                "--split",
+                split,
+                "--validation_fraction",
+                "0.1",
+                "--test_fraction",
+                "0.1",
+            ]
         )
         said, explained = capsys.readouterr()
         assert "mine.csv: reads 'SMILES', 'description' of ['SMILES', 'description', 'extra']" in explained
