@@ -75,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
     """Lines for people: what became of every row."""
-    rows, examples, lost = manifest["rows"], manifest["examples"], manifest.get("without_molecule", 0)
-    counts = {name: sum(manifest[name].values()) for name in ("splits", "rejected", "missing")}
+    # what an earlier version has prepared lacks some of the counts
+    rows, lost = manifest["rows"], manifest.get("without_molecule", 0)
+    counts = {name: sum(manifest.get(name, {}).values()) for name in ("splits", "rejected", "missing")}
+    examples = manifest.get("examples") or sum(counts.values())
     begin = f"{rows:,} rows" + (
         f" with {examples // max(1, rows)} labels each, {examples:,}" if examples > rows else ""
     )
@@ -85,7 +87,7 @@ def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
         f"+ {counts['missing']:,} missing",
         *(f"  {split:<12} {count:>10,}" for split, count in manifest["splits"].items()),
         *(f"  rejected     {count:>10,}  {reason}" for reason, count in manifest["rejected"].items()),
-        *(f"  missing      {count:>10,}  {column} is empty" for column, count in manifest["missing"].items()),
+        *(f"  missing      {count:>10,}  {column} is empty" for column, count in manifest.get("missing", {}).items()),
     ]
     if lost and manifest["task"] != "molecule_generation":
         lines.append(f"  {lost:,} conversations show no molecule")

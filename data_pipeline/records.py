@@ -59,8 +59,8 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         raise DataError(f"{folder} is not a prepared dataset (no manifest.json); make one with data_pipeline.prepare")
     manifest = storage.read_json(path)
     with storage.understood(path):
-        str(manifest["task"]), {str(name): int(count) for name, count in manifest["splits"].items()}
-        str(manifest["records"]), str(manifest["fingerprint"]), str(manifest["file_format"])
+        manifest["splits"] = {str(name): int(count) for name, count in manifest["splits"].items()}
+        manifest |= {name: str(manifest[name]) for name in ("task", "records", "file_format")}
     for key, current in (("format_version", FORMAT_VERSION), ("feature_version", FEATURE_VERSION)):
         if manifest.get(key, current) != current:
             raise DataError(f"{folder} has {key} {manifest[key]}, this program needs {current}; prepare it again")

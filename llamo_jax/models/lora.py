@@ -180,11 +180,16 @@ def fix_gains(model: nnx.Module) -> None:
     for linear in layers.linears(model).values():
         if isinstance(linear, LoRALinear) and linear.lora_magnitude is not None:
             graphdef, state = nnx.split(linear)
-            one = lambda layer, graphdef=graphdef: nnx.merge(graphdef, layer).gain()  # noqa: E731
-            # layer by layer: a whole stack of matrices in float32 is large
-            gain = jax.lax.map(one, state) if linear.lora_magnitude.ndim > 1 else one(state)
+            if linear.lora_magnitude.ndim > 1:  # layer by layer: a whole stack of matrices in float32 is large
+                gain = jax.lax.map(functools.partial(_gain, graphdef), state)
+            else:
+                gain = linear.gain()
             axes = linear.lora_magnitude.get_metadata("out_sharding")
             linear.lora_gain = Gain(gain, out_sharding=axes, eager_sharding=False)
+
+
+def _gain(graphdef: nnx.GraphDef, layer: nnx.State) -> Float[Array, " out_width"]:
+    return nnx.merge(graphdef, layer).gain()
 
 
 def with_dropout(model: M, key: Key[Array, ""] | None) -> M:

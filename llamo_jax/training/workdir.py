@@ -208,7 +208,7 @@ def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
                 stored["model"] = migrated_model(stored["model"], version)
                 if version < 4:
                     there["identity"]["config"] = _with_rules_of_4(stored)
-                dict(stored), there["run_id"]
+                there["run_id"] = there["run_id"] and str(there["run_id"])
         except SchemaError as error:
             raise CheckpointError(f"{folder}: {error}") from None
         return there

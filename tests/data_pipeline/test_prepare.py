@@ -398,3 +398,18 @@ def test_long_work_writes_a_line_now_and_then_into_a_file(monkeypatch, capfd):
     monkeypatch.setattr(progress, "SECONDS", 30)
     assert list(progress.watched(range(3), desc="reading")) == [0, 1, 2]
     assert capfd.readouterr().err == ""
+
+
+def test_a_folder_of_an_earlier_version_is_still_done(table, tmp_path, capsys):
+    """Its manifest lacks counts that came later: it is used, and told of, as it is."""
+    command = ["--task", "description", "--input", str(table), "--output", str(tmp_path / "data")]
+    prepare.main(command)
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in ("examples", "missing", "duplicates", "without_molecule", "fingerprint"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest))
+    capsys.readouterr()
+    prepare.main(command)
+    assert "153 rows = " in capsys.readouterr().out
+    assert len(read_records(tmp_path / "data", "train")) == manifest["splits"]["train"]
