@@ -161,6 +161,40 @@ def has_ring(mol: Chem.Mol, name: str) -> int:
     return len(mol.GetSubstructMatches(pattern))
 
 
+def has_ring_of_class(mol: Chem.Mol, name: str) -> int:
+    """How many rings of a class there are, as in "a member of isoquinolines": partly hydrogenated ones too.
+
+    A ring without heteroatom has to be the ring itself; a saturated one belongs to no class of aromatic rings.
+    """
+    pattern = _skeletons().get(name)
+    if pattern is None:
+        return has_ring(mol, name)
+    unsaturated = {
+        atom.GetIdx()
+        for bond in mol.GetBonds()
+        if bond.GetIsAromatic() or bond.GetBondType() == Chem.BondType.DOUBLE
+        if bond.IsInRing()
+        for atom in (bond.GetBeginAtom(), bond.GetEndAtom())
+    }
+    return sum(len(unsaturated.intersection(match)) > 1 for match in mol.GetSubstructMatches(pattern))
+
+
+@functools.cache
+def _skeletons() -> dict[str, Chem.Mol]:
+    """The aromatic heterocycles with bonds of any kind; triazole, which has two forms, is left out."""
+    skeletons = {}
+    for name, smarts in _RING_SMARTS.items():
+        elements = set(re.findall(r"[a-z]|#7", smarts))
+        if smarts.startswith("c") and elements > {"c"}:
+            generic = Chem.RWMol(Chem.MolFromSmarts(smarts))
+            for atom in generic.GetAtoms():
+                generic.ReplaceAtom(atom.GetIdx(), Chem.AtomFromSmarts(f"[#{atom.GetAtomicNum()};R]"))
+            for bond in generic.GetBonds():
+                generic.ReplaceBond(bond.GetIdx(), Chem.BondFromSmarts("~"))
+            skeletons[name] = generic.GetMol()
+    return skeletons
+
+
 def _ring_phrase(mol: Chem.Mol, atoms: set[int]) -> str:
     for name, pattern in _ring_patterns().get(len(atoms), ()):
         if any(set(match) == atoms for match in mol.GetSubstructMatches(pattern)):

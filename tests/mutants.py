@@ -186,7 +186,7 @@ def _mutants() -> list[Mutant]:
     plant(
         "llamo_jax/models/lora.py",
         f"{GOLDEN} {TRAINING} -k 'logits or adapter or merged'",
-        alpha_without_the_rank=("return self.alpha / self.rank", "return self.alpha"),
+        alpha_without_the_rank=("else rank)", "else 1)"),
         adapters_keep_all_inputs=("key = None if self.dropout_key is None else", "key = None if True else"),
         one_mask_for_all_layers=(
             "jax.random.split(own, stack[0]) if stack",
@@ -293,8 +293,8 @@ def _mutants() -> list[Mutant]:
         f"{EVALUATION} -k 'probability_of_yes'",
         yes_and_no_are_swapped=("math.exp(min(700.0, no - yes))", "math.exp(min(700.0, yes - no))"),
         the_first_answer_counts=(
-            "row[count] for row, count in zip(values, earlier",
-            "row[-1] for row, count in zip(values, earlier",
+            "row[count] for row, count in zip(values, before",
+            "row[-1] for row, count in zip(values, before",
         ),
     )
     plant(
@@ -313,8 +313,17 @@ def _mutants() -> list[Mutant]:
     plant(
         "llamo_jax/evaluation/claims.py",
         f"{EVALUATION} -k 'denied or claims'",
-        only_no_denies=("no|not|without|lacks?|lacking|neither|nor|free of|devoid of", "no|not"),
-        denials_are_claims=("return there if claim.number is None else not there", "return there"),
+        only_no_denies=("without|lacks?|lacking|free of|devoid of", "without"),
+        denials_are_claims=("return self._occurrences(kind, name)[0] == 0", "return True"),
+    )
+    plant(
+        "llamo_jax/evaluation/claims.py",
+        "tests/llamo_jax/test_claims.py",
+        what_was_replaced_is_there=("for unsaid in (_ELSEWHERE, _REPLACED, _OF_A_PART)", "for unsaid in (_ELSEWHERE,)"),
+        hydrogenated_rings_are_of_no_class=(
+            'return (has_ring_of_class(self._mol, name.removesuffix("s")),)',
+            'return (has_ring(self._mol, name.removesuffix("s")),)',
+        ),
     )
     plant(
         "llamo_jax/generation/processing.py",

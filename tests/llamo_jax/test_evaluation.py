@@ -241,7 +241,7 @@ CLAIMS = {
     "It has a ketone group and 2 benzene rings.": ["ketone", "2 benzene"],
     "It contains chlorine but no oxygen. It is acyclic.": ["chlorine", "no oxygen", "no ring"],
     "The molecule is ATP.": [],
-    "The molecule is a member of pyridines. It has the formula C9H8O3.": ["pyridine", "C9H8O3 formula"],
+    "The molecule is a member of pyridines. It has the formula C9H8O3.": ["pyridines", "C9H8O3 formula"],
     # what it comes from or is not says nothing about what it has
     "It is obtained by formal condensation of the amino group of aniline. It derives from a thiol.": [],
 }
@@ -580,9 +580,10 @@ def test_nothing_that_could_be_named_is_no_division_by_zero():
 
 
 def test_claims_of_a_long_repetitive_text_are_read_in_linear_time():
-    """Half a million characters; with time that grows by the square it would take hours."""
-    for piece, name in (("no ester ", "ester"), ("not an ester but ", "ester"), ("1", None), ("is C1", None)):
-        claims = claims_in(piece * (500_000 // len(piece)))
+    """200,000 characters; with time that grows by the square it would take hours."""
+    for piece, name in (("no ester ", "ester"), ("not an ester but ", "ester"), ("1", None), ("is C1", None),
+                        ("in which the ", None), ("acyl group has ", None), ("of the ester ", None)):  # fmt: skip
+        claims = claims_in(piece * (200_000 // len(piece)))
         assert {claim.name for claim in claims} == ({name} if name else set())
 
 

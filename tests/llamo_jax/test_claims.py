@@ -1,0 +1,93 @@
+"""The checker of claims against what a reader finds in 300 descriptions of ChEBI-20.
+
+claims_labels.tsv names, for each row of the corpus' validation split, the molecule with which its text is checked (its
+own; from row 200 on that of the row a hundred before, so that there is something false to find) and every claim that
+the text makes of a thing with a name in data_pipeline.functional_groups, an element or a count: read sentence by
+sentence, and judged by the structure. `!` marks a false claim, `?` one on which readers may differ, which counts for
+neither side. Names are the vocabulary's ("a carboxy group" is carboxylic acid, "an organic sulfide" thioether,
+"organochlorine" chlorine); `=2` follows where the text counts; a plural ("a member of pyridines") is the class, to
+which partly hydrogenated rings belong.
+"""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from llamo_jax.evaluation.claims import Claim, Molecule, claims_in
+
+LABELS = Path(__file__).parent / "claims_labels.tsv"
+
+
+class Verdict(NamedTuple):
+    row: int
+    name: str
+    true: bool
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _named(claim: Claim) -> str:
+    name = claim.name.partition(":")[2] or claim.name
+    return f"{name}={claim.number}" if claim.number else name
+
+
+def _labelled(labels: list[dict[str, str]]) -> tuple[set[Verdict], set[tuple[int, str]]]:
+    verdicts, undecided = set(), set()
+    for row, label in enumerate(labels):
+        for claim in filter(None, label["claims"].split("; ")):
+            if claim.startswith("?"):
+                undecided.add((row, claim[1:]))
+            else:
+                verdicts.add(Verdict(row, claim.removeprefix("!"), not claim.startswith("!")))
+    return verdicts, undecided
+
+
+@pytest.mark.parametrize(
+    ("text", "smiles", "verdicts"),
+    [
+        ("It is p-cresol in which the phenol group is replaced by a methoxy group.", "COc1ccc(C)cc1", {"methoxy": True}),
+        ("It is a member of isoquinolines.", "C1CNCc2ccccc12", {"isoquinolines": True}),
+        ("It is a member of pyridines.", "C1CCNCC1", {"pyridines": False}),
+        ("It has an isoquinoline ring.", "C1CNCc2ccccc12", {"isoquinoline": False}),
+        ("It is an isoquinoline alkaloid.", "C1CNCc2ccccc12", {}),
+        ("A dicarboxylic acid, a 2-hydroxy fatty acid.", "O=C(O)CCC(=O)O", {"carboxylic acid=2": True, "hydroxy": False}),
+        ("A dicarboxylic acid monoester.", "COC(=O)CC(=O)O", {"ester=1": True}),
+        ("It is a tricarboxylic acid anion.", "[O-]C(=O)CC([O-])=O", {"carboxylate=3": False}),
+        ("It has no amide group.", "O=C1CCC(=O)N1", {"amide": True}),
+        ("An imide and a cyclic ketone.", "O=c1ccoc2ccccc12", {"imide": False, "ketone": True}),
+        ("A phosphate monoester.", "COP(=O)(O)O", {"phosphate": True, "ester=1": True}),
+        ("One of the amino groups of it; the acyl group has 21 carbons.", "C", {}),
+        ("A bis(azo) compound, an enol ether, an organochlorine compound.", "C=COCCl",
+         {"azo=2": False, "ether": True, "chlorine": True}),
+        ("A secondary amino compound.", "CCN", {"secondary amine": False}),
+        ("A methoxy group and a gamma-lactone.", "CCOC(C)=O", {"methoxy": False, "lactone": False}),
+    ],
+)  # fmt: skip
+def test_what_texts_mean(text, smiles, verdicts):
+    molecule = Molecule(smiles)
+    assert {_named(claim): molecule.has(claim) for claim in claims_in(text)} == verdicts
+
+
+def test_verdicts_are_those_of_a_reader(shared_data):
+    rows = {row["CID"]: row for row in _rows(shared_data / "chebi20" / "valid.tsv")}
+    labels = _rows(LABELS)
+    assert len(labels) == 300
+    expected, undecided = _labelled(labels)
+    assert len(expected) > 300
+    assert sum(not verdict.true for verdict in expected) > 50
+
+    found = set()
+    for row, label in enumerate(labels):
+        molecule = Molecule(rows[label["molecule"]]["SMILES"])
+        for claim in claims_in(rows[label["text"]]["description"]):
+            if (row, _named(claim)) not in undecided:
+                found.add(Verdict(row, _named(claim), molecule.has(claim)))
+    right = len(found & expected)
+    differing = sorted(found ^ expected)
+    assert right / len(found) >= 0.97, differing  # precision
+    assert right / len(expected) >= 0.97, differing  # recall
