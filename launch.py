@@ -50,13 +50,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _train() -> bool:
-    """Whether the run has reached its last step."""
+    """Whether the run has come to its end."""
     from data_pipeline import storage
     from llamo_jax import distributed, runs
 
     config = runs.read_config(_CONFIG.value)
-    state = runs.train(config, storage.as_path(_WORKDIR.value or f"runs/{config.name}-{config.preset}"))
-    if int(state.step) < config.train.steps:
+    workdir = storage.as_path(_WORKDIR.value or f"runs/{config.name}-{config.preset}")
+    state = runs.train(config, workdir)
+    if not runs.is_finished(config, workdir, state):
         distributed.log(f"to continue: {_command()}")
         return False
     return True
@@ -66,10 +67,13 @@ def _evaluate() -> bool:
     from data_pipeline import storage
     from llamo_jax import distributed, runs
     from llamo_jax.evaluation import run
+    from llamo_jax.training.workdir import at
 
     runs.use_compilation_cache()
     config = run.read_config(_CONFIG.value)
-    workdir = storage.as_path(_WORKDIR.value or f"runs/evaluate-{Path(config.checkpoint).resolve().name}-{config.task}")
+    folder, which = at(Path(config.checkpoint).resolve())
+    name = f"{folder.name}-{which}" if which else folder.name
+    workdir = storage.as_path(_WORKDIR.value or f"runs/evaluate-{name}-{config.task}")
     metrics = run.evaluate(config, workdir)
     distributed.log(json.dumps({name: value for name, value in metrics.items() if not isinstance(value, dict | list)}))
     return True

@@ -29,7 +29,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "preset": sizes.name,
             "seed": 0,
             "init_from": sizes.init_from,
-            "sample_smiles": ("CC(=O)Oc1ccccc1C(=O)O",),
+            "sample_smiles": (),
             "model": sizes.model,
             "prompt": {"style": sizes.prompt_style, "show_smiles": True},
             "data": {
@@ -60,6 +60,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "eval_batches": 64,
                 "checkpoint_every": 200,
                 "keep_checkpoints": 2,
+                "keep_best": True,
+                "early_stopping": 0,
+                "samples": 3,
                 "on_save_failure": "stop",
                 "max_nonfinite_steps": 10,
                 "stall_seconds": 1800,

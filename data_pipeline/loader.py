@@ -211,6 +211,10 @@ class BatchLoader:
         """The shape of what these shards hold of a batch, and their rows' positions in it; None: all shards."""
         return (shards or Shards(tuple(range(self.shape.shards)))).of(self.shape)
 
+    def epochs(self, seed: int, batches: int) -> float:
+        """How many times over so many batches show the data: their rows, as a share of all data sets' rows."""
+        return batches * self.shape.rows / sum(dataset.rows_per_epoch(seed) for dataset in self._datasets)
+
     def training_rows(self, seed: int, step: int) -> list[tuple[int, list[int]]]:
         """What the batch of a step holds: for each row the number of its data set, and conversations of that split."""
         return [(source, row.tolist()) for source, row in self._places(seed, step, range(self.shape.rows))]

@@ -33,6 +33,11 @@ class Record(NamedTuple):
     graphs: tuple[GraphArrays, ...]
 
 
+def without_last_message(record: Record) -> Record:
+    """The record as a prompt for its last message."""
+    return record._replace(conversation=record.conversation._replace(messages=record.conversation.messages[:-1]))
+
+
 def featurized(conversation: Conversation) -> Record:
     """The conversation with canonical SMILES and its molecules' arrays; raises InvalidMoleculeError."""
     molecules = [_featurize(smiles) for smiles in conversation.smiles]

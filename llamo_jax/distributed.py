@@ -119,6 +119,13 @@ def least(number: float) -> float:
     return float(np.min(multihost_utils.process_allgather(np.array(number, np.float32))))
 
 
+def from_main(values: Sequence[float]) -> list[float]:
+    """The numbers of process 0, of which all must give as many; all of them must ask."""
+    if jax.process_count() == 1:
+        return list(values)
+    return list(map(float, multihost_utils.broadcast_one_to_all(np.array(values, np.float64))))
+
+
 def common(numbers: Sequence[int]) -> list[int]:
     """The first COMMON numbers that every process has, in this one's order; all of them must ask."""
     if jax.process_count() == 1:

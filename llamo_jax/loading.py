@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from data_pipeline import storage
 from data_pipeline.errors import DataError
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import read_manifest
@@ -35,7 +34,7 @@ def load_generator(
 ) -> tuple[Generator, str]:
     """From a run's workdir or a model folder: what answers, and a fingerprint of its weights.
 
-    A run that started from another is whole only as long as that one is unchanged. tensor: as for `decoding_mesh`.
+    `workdir.at` tells how one of a run's checkpoints is named. A run that started from another is whole only as long as that one is unchanged. tensor: as for `decoding_mesh`.
     Raises CheckpointError if the folder is neither, or not whole.
     """
     model, prompt = workdir.read_model_config(folder)
@@ -48,7 +47,7 @@ def load_generator(
     missing = sorted(set(abstract) - set(loaded.arrays))
     if missing:
         raise workdir.CheckpointError(f"{folder} is not a whole model; it lacks {missing}")
-    tokenizer = load_tokenizer(storage.as_path(folder) / "tokenizer")
+    tokenizer = load_tokenizer(workdir.at(folder)[0] / "tokenizer")
     encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
 

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from data_pipeline.jobs import Runner
 from data_pipeline.loader import BatchLoader, EncodedRecords, PackedDataset
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.prompt import PromptEncoder
-from data_pipeline.records import RecordReader, data_fingerprint, read_manifest
+from data_pipeline.records import (
+    Record,
+    RecordReader,
+    data_fingerprint,
+    featurized,
+    read_manifest,
+    without_last_message,
+)
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, DecodingConfig, differences, from_dict, to_dict
@@ -33,7 +40,7 @@ from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import loop
 from llamo_jax.training import workdir as workdirs
 from llamo_jax.training.config import Config
-from llamo_jax.training.metrics import check_sinks
+from llamo_jax.training.metrics import Validations, check_sinks
 from llamo_jax.training.program import batch_shape, make_program
 from llamo_jax.training.step import TrainState
 
@@ -49,6 +56,8 @@ UserError = (
 
 EMBEDDED = "embedded"
 SAMPLE_QUESTION = "Describe this molecule."
+SAMPLE_TOKENS = 96
+"""Most new tokens of an answer in samples.jsonl: they are to be read, and training waits for them."""
 
 
 def read_config(values: Mapping[str, Any]) -> Config:
@@ -83,7 +92,14 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
             with storage.new_folder(folder / "tokenizer") as partial:
                 encoder.tokenizer.save(os.fspath(partial))
         distributed.wait("tokenizer saved")
-        return loop.train(config, folder, run_id, program, data, mesh, _sampler(config, encoder, mesh))
+        return loop.train(config, folder, run_id, program, data, mesh, _sampler(config, encoder, data.samples, mesh))
+
+
+def is_finished(config: Config, workdir: os.PathLike, state: TrainState) -> bool:
+    """Whether a run has reached its last step, or the end that `config.train.early_stopping` sets; all must ask."""
+    step = int(state.step)
+    validations = Validations(storage.as_path(workdir), step)
+    return step >= config.train.steps or validations.ended(config.train.early_stopping)
 
 
 def _with_rows(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
@@ -112,7 +128,8 @@ def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, lis
         raise DataError(f"{config.data.source} has no training split")
     if distributed.is_main():
         distributed.wait("data prepared")
-    return encoder, loop.Data(training, validation), [(data_fingerprint(at), share) for at, share in sources.items()]
+    data = loop.Data(training, validation, _sample_records(sources, config.train.samples))
+    return encoder, data, [(data_fingerprint(at), share) for at, share in sources.items()]
 
 
 def _data_folders(config: Config) -> dict[epath.Path, float]:
@@ -151,7 +168,7 @@ def _tokenizer_folder(config: Config, sources: Mapping[epath.Path, float]) -> ep
     """The configured tokenizer; else that of the run this one starts from; else the first data set's own."""
     if config.data.tokenizer:
         return storage.as_path(config.data.tokenizer)
-    folder = storage.as_path(config.init_from) if config.init_from else next(iter(sources))
+    folder = workdirs.at(config.init_from)[0] if config.init_from else next(iter(sources))
     return folder / "tokenizer"
 
 
@@ -190,23 +207,44 @@ def _loader(
     return BatchLoader(datasets, weights, shape) if datasets else None
 
 
-def _sampler(config: Config, encoder: PromptEncoder, mesh: Mesh) -> loop.Sampler | None:
-    """Answers the sample question for the configured molecules."""
-    if not config.sample_smiles:
-        return None
-    conversations = [Conversation((smiles,), (Message("user", SAMPLE_QUESTION),)) for smiles in config.sample_smiles]
+def _sample_records(sources: Mapping[epath.Path, float], count: int) -> list[Record]:
+    """`count` validation rows that end with an answer, spread evenly over the splits of all sources."""
+    readers = [
+        RecordReader(folder, "validation")
+        for folder in sources
+        if count and "validation" in read_manifest(folder)["splits"]
+    ]
+    rows = [(reader, index) for reader in readers for index in range(len(reader))]
+    chosen = [rows[number * len(rows) // count] for number in range(min(count, len(rows)))]
+    records = [reader.fetch([index])[0] for reader, index in chosen]
+    return [record for record in records if record.conversation.messages[-1].role == "assistant"]
 
-    def sample(definition: ModelDefinition, arrays: Arrays) -> list[dict[str, str]]:
-        generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=96))
+
+def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], mesh: Mesh) -> loop.Sampler | None:
+    """Answers the last question of validation rows, and describes the molecules that were given."""
+    given = [Conversation((smiles,), (Message("user", SAMPLE_QUESTION),)) for smiles in config.sample_smiles]
+    prompts = [*map(without_last_message, samples), *map(featurized, given)]
+    if not prompts:
+        return None
+
+    def sample(definition: ModelDefinition, arrays: Arrays) -> list[dict[str, Any]]:
+        generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=SAMPLE_TOKENS))
         try:
-            answers = generator.answer(conversations)
+            answers = generator.answer_records(prompts)
         except ConfigError as error:  # no room beside the optimizer's state: training needs no samples
             logging.warning("no sample answers: %s", error)
             return []
-        return [
-            {"smiles": smiles, "question": SAMPLE_QUESTION, "answer": answer}
-            for smiles, answer in zip(config.sample_smiles, answers, strict=True)
+        found: list[dict[str, Any]] = [
+            {
+                "smiles": list(prompt.conversation.smiles),
+                "question": prompt.conversation.messages[-1].content,
+                "answer": answer,
+            }
+            for prompt, answer in zip(prompts, answers, strict=True)
         ]
+        for row, record in zip(found, samples, strict=False):
+            row["target"] = record.conversation.messages[-1].content
+        return found
 
     return sample
 

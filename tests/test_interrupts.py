@@ -57,7 +57,7 @@ def training(few: Path, workdir: Path, steps: int) -> list[str]:
         "train.log_every": 2,
         "train.eval_every": 10_000,
         "train.checkpoint_every": 10_000,
-        "sample_smiles": "()",
+        "train.samples": 0,
     }
     settings = [f"--config.{name}={value}" for name, value in fields.items()]
     return [

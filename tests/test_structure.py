@@ -94,6 +94,12 @@ def test_kinds_are_named_in_their_own_files_only():
     assert wrong == []
 
 
+def test_every_planted_fault_has_its_place():
+    from tests.mutants import _mutants
+
+    assert [m.name for m in _mutants() if (ROOT / m.file).read_text().count(m.old) != 1] == []
+
+
 def test_the_page_of_fields_is_the_present_one():
     # in a process of its own: tests register kinds that are not the project's
     code = "from docs.make_configuration import page; print(page(), end='')"

@@ -112,8 +112,9 @@ def to_huggingface(options: argparse.Namespace) -> None:
         write_file(folder / "model.safetensors", tensors)
         storage.write_json(folder / "config.json", hf)
         _write_graph_side(folder, stored)
-        if (options.checkpoint / "tokenizer").is_dir():
-            storage.copy_folder(options.checkpoint / "tokenizer", folder)
+        tokenizer = workdir.at(options.checkpoint)[0] / "tokenizer"
+        if tokenizer.is_dir():
+            storage.copy_folder(tokenizer, folder)
 
     _new_folder(options.output, write)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from data_pipeline.errors import DataError
 from data_pipeline.examples import examples_of
 from data_pipeline.files import BadRow, read_rows
-from data_pipeline.records import Record, RecordReader, featurized_safely, read_manifest
+from data_pipeline.records import Record, RecordReader, featurized_safely, read_manifest, without_last_message
 from data_pipeline.tasks import TASKS, Columns, Missing
 
 
@@ -46,8 +46,7 @@ def read_examples(source: Path, task: str, split: str, limit: int = 0) -> Exampl
         if last.role != "assistant" or len(record.conversation.messages) < 2:
             rejected["no answer at the end"] += 1
             continue
-        prompt = record.conversation._replace(messages=record.conversation.messages[:-1])
-        chosen.append(Example(record._replace(conversation=prompt), last.content))
+        chosen.append(Example(without_last_message(record), last.content))
         if len(chosen) == limit:
             break
     if not chosen:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,20 +22,31 @@ from llamo_jax.models import quantization
 from llamo_jax.models.folder import is_model_folder, read_model
 from llamo_jax.parameters import Arrays
 from llamo_jax.training.step import TrainState
-from llamo_jax.training.workdir import Base, CheckpointError, read_base, read_model_config
+from llamo_jax.training.workdir import BEST, Base, CheckpointError, at, read_base, read_model_config
 from llamo_jax.weights import place
 
 RENAMED_SUMS = {"in_row": "skipped_in_a_row"}
 """Names of TrainState.log in older checkpoints → today's."""
 
 
+_LOSS = "validation_loss"
+
+
 class Checkpoints:
     """The checkpoints of one run, newest first choice; use as a context manager to finish pending writes."""
 
     def __init__(
-        self, folder: epath.PathLike, run_id: str | None = None, *, keep: int = 2, on_save_failure: str = "stop"
+        self,
+        folder: epath.PathLike,
+        run_id: str | None = None,
+        *,
+        keep: int = 2,
+        keep_best: bool = False,
+        on_save_failure: str = "stop",
     ):
         """run_id: of the run that writes here; None opens them to read, and changes nothing on the disk.
+
+        keep, keep_best: how many of the newest are kept, and whether the one of the lowest validation loss is too.
 
         on_save_failure: "stop" raises CheckpointError when a checkpoint cannot be written, "continue" logs it.
         """
@@ -43,6 +55,7 @@ class Checkpoints:
         if run_id is None and not self.path.exists():
             raise CheckpointError(f"{folder} holds no checkpoint")
         self._keep = keep
+        self._keep_best = keep_best
         self._on_save_failure = on_save_failure
         self._checkpointer = self._open()
         self._pending: tuple[int, Any] | None = None
@@ -50,7 +63,13 @@ class Checkpoints:
         """The step of the latest checkpoint, if it could not be written."""
 
     def _open(self) -> ocp.training.Checkpointer:
-        policy = ocp.training.preservation_policies.LatestN(self._keep)
+        policies = ocp.training.preservation_policies
+        policy: Any = policies.LatestN(self._keep)
+        if self._keep_best:
+            best = policies.BestN(
+                n=1, get_metric_fn=lambda found: -found[_LOSS], keep_checkpoints_without_metrics=False
+            )
+            policy = policies.AnyPreservationPolicy([policy, best])
         context = ocp.Context()
         # Replicas share the writing of large arrays; to slice a small one, another program would be compiled for it.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
@@ -79,13 +98,20 @@ class Checkpoints:
         """Steps with a checkpoint, newest first; one that is listed may still fail to load."""
         return sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
 
+    def best(self) -> tuple[int, float] | None:
+        """Step and validation loss of the checkpoint with the lowest; None if none knows its loss."""
+        known = [(at.metrics[_LOSS], at.step) for at in self._checkpointer.checkpoints if at.metrics]
+        return (min(known)[1], min(known)[0]) if known else None
+
     def on_disk(self) -> str:
         """For people: the newest checkpoint that is there."""
         steps = self.steps()
         return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint"
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, validation_loss: float | None = None) -> None:
         """Copies the state from the devices and writes it in the background; a step that is saved is left alone.
+
+        validation_loss: by which the best one is chosen; None, or not finite: it cannot be the best.
 
         Raises CheckpointError, here or at the next call, if writing fails and `on_save_failure` is "stop".
         """
@@ -99,8 +125,12 @@ class Checkpoints:
             "run_id": self._run_id,
         }
         try:
+            known = validation_loss is not None and math.isfinite(validation_loss)
             response = self._checkpointer.save_checkpointables_async(
-                step, {"state": state._asdict()}, custom_metadata=metadata
+                step,
+                {"state": state._asdict()},
+                metrics={_LOSS: validation_loss} if known else None,
+                custom_metadata=metadata,
             )
         except Exception as error:  # Orbax wraps every failure in its own types
             self._failed(step, error)
@@ -186,15 +216,28 @@ class Checkpoints:
         distributed.wait("damaged checkpoints set aside")
         self._checkpointer = self._open()
 
-    def restore_weights(self, abstract: Mapping[str, Any], checksum_version: int = checksums.VERSION) -> "Loaded":
-        """Parameters and statistics of the newest checkpoint, those of `abstract` that it holds, with their dtypes.
-
-        Raises CheckpointError if there is no checkpoint, or it does not load.
-        """
+    def _step(self, which: str) -> int:
+        """What `workdir.at` calls so; raises CheckpointError if it is not there."""
         steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.path} holds no checkpoint")
-        step = steps[0]
+        if which == BEST:
+            best = self.best()
+            if best is None:
+                raise CheckpointError(f"{self.path}: no checkpoint knows its validation loss; leave out /{BEST}")
+            return best[0]
+        if which and int(which) not in steps:
+            raise CheckpointError(f"{self.path} holds steps {', '.join(map(str, steps[::-1]))}, and not {which}")
+        return int(which or steps[0])
+
+    def restore_weights(
+        self, abstract: Mapping[str, Any], checksum_version: int = checksums.VERSION, which: str = ""
+    ) -> "Loaded":
+        """Parameters and statistics of a checkpoint, those of `abstract` that it holds, with their dtypes.
+
+        which: see `workdir.at`. Raises CheckpointError if it is not there, or does not load.
+        """
+        step = self._step(which)
         try:
             metadata = self._checkpointer.checkpointables_metadata(step).metadata["state"]
             wanted = {
@@ -268,7 +311,7 @@ def load_weights(
 ) -> Loaded:
     """All parameters and statistics of a run, those it trained over those it started from.
 
-    A model folder (see llamo_jax.models.folder) will do as well.
+    A model folder (see llamo_jax.models.folder) will do as well, and one of a run's checkpoints (see `workdir.at`).
 
     abstract: path → ShapeDtypeStruct (with shardings) for every array wanted; arrays that no run of the chain holds
     are left out. quantize: the model's; its matrices are quantized one by one, so that the whole ones are never all
@@ -282,11 +325,12 @@ def load_weights(
     if base is not None:
         loaded = load_weights_at(base, abstract, quantize)
         if base.checksum_version != checksum_version:  # checked by the old checksums; now the new ones of the same
-            loaded = load_weights(base.folder, abstract, quantize, checksum_version)
+            loaded = load_weights(_place(base), abstract, quantize, checksum_version)
         arrays, sums, _ = loaded
     read_model_config(folder)
-    with Checkpoints(folder) as checkpoints:
-        own = checkpoints.restore_weights(quantization.unquantized(abstract), checksum_version)
+    run, which = at(folder)
+    with Checkpoints(run) as checkpoints:
+        own = checkpoints.restore_weights(quantization.unquantized(abstract), checksum_version, which)
     arrays |= quantization.quantize_arrays(own.arrays, abstract, quantize)
     return Loaded(arrays, {**sums, **own.checksums}, own.step)
 
@@ -313,13 +357,19 @@ def _load_model_folder(
 
 def load_weights_at(base: Base, abstract: Mapping[str, Any], quantize: str = "none") -> Loaded:
     """The weights of a base; raises CheckpointError if they changed since `base` was recorded."""
-    loaded = load_weights(base.folder, abstract, quantize, base.checksum_version)
+    loaded = load_weights(_place(base), abstract, quantize, base.checksum_version)
     if loaded.digest() != base.digest:
         raise CheckpointError(
             f"the weights in {base.folder} (step {loaded.step}) are not those of step {base.step} that this run "
             "started from"
         )
     return loaded
+
+
+def _place(base: Base) -> epath.Path:
+    """The checkpoint that was taken, if it is still kept: the run may have trained on since."""
+    own = base.folder / "checkpoints" / str(base.step)
+    return own if own.exists() else base.folder
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """The training loop of both stages, from top to bottom."""
 
+import functools
 import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from data_pipeline import storage
 from data_pipeline.batch import Batch
 from data_pipeline.loader import BatchLoader
+from data_pipeline.records import Record
 from llamo_jax import checksums, distributed, sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import ModelDefinition, initial_arrays
@@ -26,7 +28,7 @@ from llamo_jax.training.preemption import StopRequest
 from llamo_jax.training.program import Program
 from llamo_jax.training.step import TrainState
 from llamo_jax.training.trainable import learning_rate_schedule
-from llamo_jax.training.workdir import Base, CheckpointError, read_base, write_base
+from llamo_jax.training.workdir import BEST, Base, CheckpointError, at, read_base, write_base
 
 Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
 """Answers of the model with these arrays, as JSON objects for samples.jsonl."""
@@ -37,6 +39,8 @@ class Data(NamedTuple):
 
     train: BatchLoader
     validation: BatchLoader | None
+    samples: Sequence[Record] = ()
+    """Validation rows whose answers are shown."""
 
 
 def train(
@@ -50,7 +54,8 @@ def train(
 ) -> TrainState:
     """Trains to `config.train.steps`, continuing from the newest checkpoint in `workdir` if there is one.
 
-    Weights come from, in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
+    Ends before that when validations have not become better for long (config.train.early_stopping). Weights come from,
+    in this order: (1) the newest checkpoint in `workdir`; (2) for what it does not hold, and for a
     new run, the run `config.init_from`; (3) fresh initial values. A request to stop (see preemption) ends it early,
     after a checkpoint. Raises FloatingPointError after too many steps whose loss is not finite, and CheckpointError
     if the last checkpoint could not be written.
@@ -61,7 +66,11 @@ def train(
         distributed.paced(settings.stall_seconds or math.inf),
         StopRequest() as stop,
         checkpoints.Checkpoints(
-            workdir, run_id, keep=settings.keep_checkpoints, on_save_failure=settings.on_save_failure
+            workdir,
+            run_id,
+            keep=settings.keep_checkpoints,
+            keep_best=settings.keep_best,
+            on_save_failure=settings.on_save_failure,
         ) as saved,
     ):
         start = time.perf_counter()
@@ -80,7 +89,8 @@ def train(
         first_step = step = int(state.step)
         schedule = learning_rate_schedule(settings)
         log = metrics.MetricsLog(workdir, run_id, config, step)
-        samples = _Samples(workdir, sampler, program.definition)
+        samples = _Samples(workdir, sampler, program.definition, step)
+        validations = metrics.Validations(workdir, step)
 
         def evaluate(state: TrainState) -> dict[str, float]:
             if data.validation is None:
@@ -95,11 +105,15 @@ def train(
             total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
             return {"validation_loss": total / count}
 
+        epochs = functools.partial(data.train.epochs, config.seed)
+        distributed.log(f"{settings.steps:,} steps, {epochs(settings.steps * settings.accumulate):.3g} times the data")
         if step == 0:
+            distributed.log("compiling, which is waited for once …")
             distributed.log("".join(f"before training  validation {loss:.4f}" for loss in evaluate(state).values()))
-            samples.write(0, state, frozen)
         else:
             distributed.log(f"continuing from step {step} of {settings.steps} in {workdir}")
+            if step == settings.steps:  # it was stopped between its last checkpoint and its end
+                samples.write(step, state, frozen, unless_there=True)
 
         # the position in the data is the number of batches seen, which follows from the step: nothing else is stored
         stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
@@ -108,7 +122,7 @@ def train(
         utilisation = metrics.Utilisation(config, data.train.shape, list(program.state.trained), mesh)
         profile = _Profile(workdir, settings.profile_steps)
         guard = _NonFiniteGuard(config, workdir, data.train)
-        while step < settings.steps:
+        while step < settings.steps and not validations.ended(settings.early_stopping):
             with progress.waiting():
                 batches = next(accumulated)
             step += 1
@@ -122,21 +136,29 @@ def train(
             last = step == settings.steps
             # asked at every step, since all processes must agree on the one after which they stop
             stopping = stop.requested()
+            validated = best = None
             if step % settings.log_every == 0 or last:
                 line = _line(state.log) | {"learning_rate": float(schedule(step - 1))}
                 speed, left = progress.measure(step, line.pop("tokens"))
                 targets = line["target_tokens"] / (step % settings.log_every or settings.log_every)
-                line |= speed | utilisation.measure(speed["step_seconds"], targets)
+                line |= speed | (utilisation.measure(speed["step_seconds"], targets) if speed else {})
+                line["epoch"] = epochs(step * settings.accumulate)
                 state = program.logged(state)  # before a checkpoint of this step: it must not count the line again
                 with progress.pause():
                     if step % settings.eval_every == 0 or last:
                         line |= evaluate(state)
+                        validated = line.get("validation_loss")
                     log.write(step, line)
                     distributed.log(_readable(step, settings.steps, line, left))
+                    if validated is not None:
+                        best = validations.add(step, validated)
+                    if (step % settings.eval_every == 0 or last) and not stop.requested():
+                        samples.write(step, state, frozen)
             stopping = stopping or stop.requested()  # during the evaluation
-            if step % settings.checkpoint_every == 0 or last or stopping:
+            ended = validations.ended(settings.early_stopping)
+            if step % settings.checkpoint_every == 0 or last or stopping or ended or (best and settings.keep_best):
                 with progress.pause():
-                    saved.save(state)
+                    saved.save(state, validated)
                 distributed.moved(step)
             if stopping and not last:
                 saved.finish()
@@ -144,14 +166,20 @@ def train(
                 break
         profile.finish()
         guard.finish()
-        if step == settings.steps > first_step:
-            samples.write(step, state, frozen)
         log.close()
         saved.finish()
         if saved.failed is not None:  # on_save_failure=continue: the run went on, but its end is not on the disk
             raise CheckpointError(f"step {step} of {settings.steps} was reached, but not saved; {saved.on_disk()}")
-    if step == settings.steps:
+        kept = saved.best()
+    if validations.ended(settings.early_stopping):
+        distributed.log(
+            f"ended after step {step} of {settings.steps}: {validations.since} validations without a lower loss than "
+            f"{validations.best:.4f}, of step {validations.best_step} (config.train.early_stopping)"
+        )
+    if step == settings.steps or validations.ended(settings.early_stopping):
         distributed.log(f"done after {time.perf_counter() - start:.0f} s; everything is in {workdir}")
+        if kept is not None and kept[0] != step:
+            distributed.log(f"the lowest validation loss, {kept[1]:.4f}, is that of {workdir / 'checkpoints' / BEST}")
     return state
 
 
@@ -167,7 +195,7 @@ def _starting_weights(config: Config, workdir: epath.Path, program: Program, hav
         if base is None:
             # everything the base run has, so that the digest covers all that this run may need of it
             loaded = checkpoints.load_weights(config.init_from, abstract, config.model.quantize)
-            origin = storage.absolute(config.init_from)
+            origin, _ = at(storage.absolute(config.init_from))
             base = Base(origin, loaded.step, loaded.digest(), checksums.VERSION)
         else:
             loaded = checkpoints.load_weights_at(base, abstract, config.model.quantize)
@@ -207,9 +235,10 @@ def _line(log: dict[str, jax.Array]) -> dict[str, Any]:
 
 def _readable(step: int, steps: int, line: dict[str, float], left: str) -> str:
     validation = f"  validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
-    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
+    speed = f"  {line['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in line else ""
     skipped = f"  {line['skipped_steps']} steps skipped (loss not finite)" if "skipped_steps" in line else ""
-    return f"step {step:>6}/{steps}  loss {line['loss']:.4f}{validation}{skipped}  {speed}  {left} left"
+    where = f"step {step:>6}/{steps}  epoch {line['epoch']:.2f}"
+    return f"{where}  loss {line['loss']:.4f}{validation}{skipped}{speed}  {left} left"
 
 
 class _NonFiniteGuard:
@@ -290,16 +319,23 @@ class _Profile:
 
 
 class _Samples:
-    """Answers before and after training, appended to samples.jsonl."""
+    """Answers at every validation, appended to samples.jsonl; later ones of an earlier attempt are dropped."""
 
-    def __init__(self, workdir: epath.Path, sampler: Sampler | None, definition: ModelDefinition):
+    def __init__(self, workdir: epath.Path, sampler: Sampler | None, definition: ModelDefinition, step: int):
         self._path = workdir / "samples.jsonl"
         self._sampler = sampler
         self._definition = definition
+        self._there = False
+        if sampler is not None and distributed.is_main():
+            lines = storage.read_json_lines(self._path)
+            kept = [line for line in lines if isinstance(line.get("step"), int) and line["step"] <= step]
+            if len(kept) < len(lines):
+                storage.write_json_lines(self._path, kept)
+            self._there = any(line["step"] == step for line in kept)
 
-    def write(self, step: int, state: TrainState, frozen: Arrays) -> None:
-        """Answers of the model as it is now."""
-        if self._sampler is None:
+    def write(self, step: int, state: TrainState, frozen: Arrays, *, unless_there: bool = False) -> None:
+        """Answers of the model as it is now; unless_there: only if the step at which a run continues has none."""
+        if self._sampler is None or (unless_there and not distributed.all_agree(not self._there)):
             return
         answers = self._sampler(self._definition, {**frozen, **state.trained, **state.statistics})
         if not distributed.is_main():
@@ -308,4 +344,6 @@ class _Samples:
             for answer in answers:
                 file.write({"step": step, **answer})
         for answer in answers:
-            print(f"  {answer['smiles']}  {answer['question']}\n    {answer['answer']}", flush=True)
+            expected = f"\n    expected: {answer['target']}" if "target" in answer else ""
+            shown = f"{', '.join(answer['smiles'])}  {answer['question']}"
+            print(f"  {shown}\n    answered: {answer['answer']}{expected}", flush=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,6 +127,35 @@ class MetricsLog:
             sink.close()
 
 
+class Validations:
+    """The lowest validation loss so far, its step, and how many validations in a row came after it.
+
+    of earlier starts: from the lines of metrics.jsonl up to the step at which a run continues.
+    """
+
+    def __init__(self, folder: epath.Path, step: int):
+        self.best, self.best_step, self.since = math.inf, 0, 0
+        if distributed.is_main():
+            for line in storage.read_json_lines(folder / "metrics.jsonl"):
+                loss, at = line.get("validation_loss"), line.get("step")
+                if isinstance(loss, int | float) and isinstance(at, int) and at <= step:
+                    self.add(at, float(loss))
+        best, at, since = distributed.from_main([self.best, self.best_step, self.since])
+        self.best, self.best_step, self.since = best, int(at), int(since)
+
+    def add(self, step: int, loss: float) -> bool:
+        """Notes a validation; whether its loss is the lowest."""
+        if loss < self.best:
+            self.best, self.best_step, self.since = loss, step, 0
+            return True
+        self.since += 1
+        return False
+
+    def ended(self, patience: int) -> bool:
+        """Whether as many validations as `patience` (0: any number) have come without a lower loss."""
+        return 0 < patience <= self.since
+
+
 class Progress:
     """Speed between logged steps, without what happens in pauses, and the time left by the clock, with it.
 
@@ -166,25 +196,26 @@ class Progress:
     def measure(self, step: int, tokens: int) -> tuple[dict[str, float], str]:
         """Numbers of a logged step, `tokens` after the one before, and the time left as h:mm:ss.
 
-        tokens_per_second; step_seconds, of which input_wait_seconds go by before a batch is there. Where a line follows
-        the very first step, they include compiling, and no time left is known.
+        tokens_per_second; step_seconds, of which input_wait_seconds go by before a batch is there. The very first step
+        compiles: a line that follows it has none of them, and no time left is known.
         """
         now = time.perf_counter()
         counted = step - self._last
-        share = counted / (step - self._logged)  # of the tokens: those of the first step are not timed
         if not counted:
-            counted, share = 1, 1.0
+            self._logged = step
+            self._resumed = now
+            return {}, "?"
+        share = counted / (step - self._logged)  # of the tokens: those of the first step are not timed
         seconds = max(now - self._resumed, 1e-9)  # two lines within the clock's resolution
         found = {
             "tokens_per_second": tokens * share / seconds,
             "step_seconds": seconds / counted,
             "input_wait_seconds": self._waited / counted,
         }
-        done = step - self._first
-        left = round((now - self._began) / done * (self._steps - step)) if done else None
+        left = round((now - self._began) / (step - self._first) * (self._steps - step))
         self._last = self._logged = step
         self._resumed, self._waited = now, 0.0
-        return found, "?" if left is None else f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        return found, f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
 
 class Utilisation:

@@ -28,6 +28,9 @@ from llamo_jax.training.config import Config
 
 T = TypeVar("T")
 
+BEST = "best"
+"""Stands for the step of the lowest validation loss: see `at`."""
+
 MAY_CHANGE = (
     "name",
     "preset",
@@ -51,6 +54,9 @@ MAY_CHANGE = (
     "train.eval_batches",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.early_stopping",
+    "train.samples",
     "train.on_save_failure",
     "train.max_nonfinite_steps",
     "train.stall_seconds",
@@ -76,6 +82,17 @@ class Base(NamedTuple):
     checksum_version: int
 
 
+def at(folder: epath.PathLike) -> tuple[epath.Path, str]:
+    """A run's or model's folder, and which checkpoint of it is meant: "" the newest, "best", or a step.
+
+    RUN/checkpoints/STEP and RUN/checkpoints/best mean one of a run's checkpoints; "best" is no folder there.
+    """
+    path = storage.as_path(folder)
+    if path.parent.name == "checkpoints" and (path.name == BEST or path.name.isdigit()):
+        return path.parent.parent, path.name
+    return path, ""
+
+
 def read_config(folder: epath.PathLike) -> Config:
     """The configuration of the run in `folder`, of any schema version; raises CheckpointError if there is none."""
     path, content = _stored_config(folder)
@@ -96,7 +113,7 @@ def read_model_config(folder: epath.PathLike) -> tuple[ModelConfig, PromptConfig
 
 def _stored_config(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
     """config.json in today's form."""
-    path = storage.as_path(folder) / "config.json"
+    path = at(folder)[0] / "config.json"
     if not path.exists():
         raise CheckpointError(
             f"{folder} is neither a training run nor a model folder (no config.json); give the --workdir of one"
@@ -138,10 +155,16 @@ def _with_rules_of_4(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"train": content["train"] | {"trainable": rules}}
 
 
+def _with_fields_of_5(content: dict[str, Any]) -> dict[str, Any]:
+    """4 → 5: the newest checkpoints alone were kept, and answers written only for molecules that were given."""
+    return content | {"train": {"keep_best": False, "early_stopping": 0, "samples": 0} | content["train"]}
+
+
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_rules_of_2,
     2: _with_fields_of_3,
     3: _with_rules_of_4,
+    4: _with_fields_of_5,
 }
 """Of what stands beside the model in a run's configuration; the model's own are in llamo_jax.models.migrations."""
 
@@ -230,9 +253,9 @@ def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], he
     if there.get("packing", 1) != here.get("packing", 1):  # another order of the same records: no reason to refuse
         distributed.log(f"{folder} began with another version's order of the data; it goes on in this version's")
     base = read_base(folder)
-    origin = storage.absolute(config.init_from) if config.init_from else None
+    origin, which = at(storage.absolute(config.init_from)) if config.init_from else (None, "")
     began = None if base is None else base.folder
-    if began != origin:
+    if began != origin or (base is not None and which.isdigit() and int(which) != base.step):
         found.append(f"config.init_from={config.init_from!r} (there {'' if began is None else os.fspath(began)!r})")
     if found:
         raise ConfigError(f"{folder} holds another run; what differs: {'; '.join(found)}. Choose another --workdir")
@@ -246,7 +269,7 @@ def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], he
 
 def read_base(folder: epath.PathLike) -> Base | None:
     """The run that this one started from; None if it started from scratch."""
-    path = storage.as_path(folder) / "base.json"
+    path = at(folder)[0] / "base.json"
     if not path.exists():
         return None
     content = storage.read_json(path)

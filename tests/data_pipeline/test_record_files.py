@@ -135,7 +135,7 @@ def test_an_object_store_from_rows_to_batches_and_scores(tmp_path):
         prepare.main(command)
         prepare.main(command)  # done already
         config = stage1.get_config()
-        config.update_from_flattened_dict({"data.source": "gs://bucket/data", "train.steps": 2, "sample_smiles": ()})
+        config.update_from_flattened_dict({"data.source": "gs://bucket/data", "train.steps": 2, "train.samples": 0})
         config.model.language_model.num_layers = 1
         config.train.update({"log_every": 1, "eval_every": 2, "checkpoint_every": 2, "warmup_steps": 0})
         runs.train(runs.read_config(config), "run")

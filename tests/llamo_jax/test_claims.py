@@ -50,12 +50,12 @@ def _labelled(labels: list[dict[str, str]]) -> tuple[set[Verdict], set[tuple[int
 @pytest.mark.parametrize(
     ("text", "smiles", "verdicts"),
     [
-        ("It is p-cresol in which the phenol group is replaced by a methoxy group.", "COc1ccc(C)cc1", {"methoxy": True}),
+        ("In which the phenol group is replaced by a methoxy group.", "COc1ccc(C)cc1", {"methoxy": True}),
         ("It is a member of isoquinolines.", "C1CNCc2ccccc12", {"isoquinolines": True}),
         ("It is a member of pyridines.", "C1CCNCC1", {"pyridines": False}),
         ("It has an isoquinoline ring.", "C1CNCc2ccccc12", {"isoquinoline": False}),
         ("It is an isoquinoline alkaloid.", "C1CNCc2ccccc12", {}),
-        ("A dicarboxylic acid, a 2-hydroxy fatty acid.", "O=C(O)CCC(=O)O", {"carboxylic acid=2": True, "hydroxy": False}),
+        ("Dicarboxylic acid, 2-hydroxy fatty acid.", "O=C(O)CCC(=O)O", {"carboxylic acid=2": True, "hydroxy": False}),
         ("A dicarboxylic acid monoester.", "COC(=O)CC(=O)O", {"ester=1": True}),
         ("It is a tricarboxylic acid anion.", "[O-]C(=O)CC([O-])=O", {"carboxylate=3": False}),
         ("It has no amide group.", "O=C1CCC(=O)N1", {"amide": True}),

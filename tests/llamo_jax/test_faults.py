@@ -231,7 +231,7 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
     values = stage1.get_config("tiny")
     values.data.source = str(few / "description")
     values.model.language_model.num_layers = 1
-    values.sample_smiles = ()
+    values.train.samples = 0
     values.train.update({"steps": 40, "log_every": 2, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
     values = values.to_dict()
     monkeypatch.setenv("XLA_FLAGS", "")  # one device; compiled once, and then well: most of the time are steps
@@ -471,10 +471,10 @@ def test_a_base_that_did_not_do_is_forgotten(few, tmp_path, monkeypatch):
 
 
 def test_training_goes_on_without_room_for_samples(few, tmp_path, monkeypatch, caplog):
-    def answer(self, conversations):
+    def answer_records(self, records):
         raise ConfigError("no room for the cache")
 
-    monkeypatch.setattr("llamo_jax.generation.generator.Generator.answer", answer)
+    monkeypatch.setattr("llamo_jax.generation.generator.Generator.answer_records", answer_records)
     config = replaced(small_run(few), "sample_smiles", ("CCO",))
     assert int(runs.train(replaced(config, "train.steps", 2), tmp_path / "run").step) == 2
     assert "no sample answers: no room for the cache" in caplog.text

@@ -146,7 +146,12 @@ def test_progress_counts_from_the_end_of_compiling(monkeypatch):
     first = metrics.Progress(0, 4)
     clock[0] += 8.0
     first.compiled(1, None)
-    assert first.measure(1, 80)[1] == "?"
+    assert first.measure(1, 80) == ({}, "?")  # all of it was compiling
+    clock[0] += 2.0
+    assert first.measure(2, 80) == (
+        {"tokens_per_second": 40.0, "step_seconds": 2.0, "input_wait_seconds": 0.0},
+        "0:00:04",
+    )
 
 
 def test_utilisation_is_of_the_data_sheets_peak(few, monkeypatch):

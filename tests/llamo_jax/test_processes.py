@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.xdist_group("processes")  # they share runs that take minutes
 SETTINGS = {
     "model.language_model.num_layers": 1,
-    "sample_smiles": "()",
+    "train.samples": 0,
     "train.steps": 10,
     "train.log_every": 1,
     "train.eval_every": 5,
@@ -191,7 +191,7 @@ def assert_same_curve(ours: Path, theirs: Path) -> None:
 def config_of(few: Path, **mesh: int) -> Config:
     """The configuration of a `Job`, for a run in this process."""
     config = stage1.get_config()
-    config.update_from_flattened_dict({**SETTINGS, "sample_smiles": (), "data.source": str(few / "description")})
+    config.update_from_flattened_dict({**SETTINGS, "data.source": str(few / "description")})
     config.mesh.update(mesh)
     return runs.read_config(config)
 

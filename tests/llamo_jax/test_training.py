@@ -257,7 +257,7 @@ def small_run(few, module=stage1, **changes):
     config.data.rows = 8
     config.model.language_model.num_layers = 1
     config.train.update({"steps": 6, "log_every": 2, "eval_every": 100, "checkpoint_every": 4, "warmup_steps": 2})
-    config.sample_smiles = ()
+    config.train.samples = 0
     with config.unlocked():
         for name, value in changes.items():
             config[name] = value
