@@ -34,7 +34,8 @@ def load_generator(
 ) -> tuple[Generator, str]:
     """From a run's workdir or a model folder: what answers, and a fingerprint of its weights.
 
-    `workdir.at` tells how one of a run's checkpoints is named. A run that started from another is whole only as long as that one is unchanged. tensor: as for `decoding_mesh`.
+    `workdir.at` tells how one of a run's checkpoints is named. A run that started from another is whole only as long as
+    that one is unchanged. tensor: as for `decoding_mesh`.
     Raises CheckpointError if the folder is neither, or not whole.
     """
     model, prompt = workdir.read_model_config(folder)

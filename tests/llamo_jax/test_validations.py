@@ -9,6 +9,7 @@ from configs import stage2
 from data_pipeline import storage
 from data_pipeline.records import read_records
 from llamo_jax import runs, sharding
+from llamo_jax.config import ConfigError
 from llamo_jax.loading import load_generator
 from llamo_jax.training import checkpoints, workdir
 from tests.llamo_jax.test_faults import replaced
@@ -71,4 +72,7 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends(few, tmp_pat
     runs.train(second, tmp_path / "second")
     base = workdir.read_base(tmp_path / "second")
     assert (base.folder, base.step) == (run.resolve(), best)
-    assert int(runs.train(replaced(second, "train.steps", 4), tmp_path / "second").step) == 4
+    second = replaced(second, "train.steps", 4)
+    with pytest.raises(ConfigError, match=r"config.init_from=.*checkpoints/20"):
+        runs.train(replaced(second, "init_from", str(run / "checkpoints" / "20")), tmp_path / "second")
+    assert int(runs.train(second, tmp_path / "second").step) == 4
