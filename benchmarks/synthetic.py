@@ -33,6 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any other field of the config")
 
 
+BUDGETS = {"tiny": (5, 72, 32), "small": (8, 256, 96), "baseline": (1, 40, 16)}
+LARGE = (8, 608, 224)
+"""Molecules, atoms and motifs of a row, by preset, and of all others: there is no data that would tell."""
+
+
 def read_options(options: argparse.Namespace) -> Config:
     """The run's configuration; raises ConfigError if an option does not fit."""
     try:
@@ -61,6 +66,11 @@ def read_options(options: argparse.Namespace) -> Config:
         config.update_from_flattened_dict(changes)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"--set: {error.args[0]}") from None
+    molecules, atoms, motifs = BUDGETS.get(options.preset, LARGE)
+    budgets = {"molecules": molecules, "atoms": atoms, "edges": 2 * atoms + 16, "motifs": motifs}
+    for name, value in budgets.items():
+        if config.data[f"{name}_per_row"] is None:
+            config.data[f"{name}_per_row"] = value
     return from_dict(Config, config.to_dict())
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
@@ -48,16 +49,14 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: 
     }
 
 
-def _rows(rows: int | None, tokens: int, molecules: int, atoms: int, motifs: int, per_device: int = 8) -> dict:
-    """Rows of a batch (None: `per_device` on each), and what one row holds; see data_pipeline.batch."""
+def _rows(rows: int | None, tokens: int, per_device: int = 8) -> dict:
+    """Rows of a batch (None: `per_device` on each), and their tokens; what else a row holds follows from the data."""
+    # a plain None could not be set on the command line
     return {
-        "rows": rows,
+        "rows": placeholder(int) if rows is None else rows,
         "rows_per_device": per_device,
         "tokens_per_row": tokens,
-        "molecules_per_row": molecules,
-        "atoms_per_row": atoms,
-        "edges_per_row": 2 * atoms + 16,
-        "motifs_per_row": motifs,
+        **{f"{name}_per_row": placeholder(int) for name in ("molecules", "atoms", "edges", "motifs")},
     }
 
 
@@ -72,7 +71,7 @@ def _pretrained(language_model: dict, prompt_style: str) -> dict:
             remat="full",
         ),
         # 7.3 of 17.2 GB in stage 2 on 16 v5e chips, and ten times more seconds for products than for gathers.
-        "data": _rows(rows=None, per_device=16, tokens=512, molecules=8, atoms=608, motifs=224),
+        "data": _rows(rows=None, per_device=16, tokens=512),
         "prompt_style": prompt_style,
         "from_scratch": False,
         "stage1_steps": 40000,
@@ -91,7 +90,7 @@ PRESETS = {
             compute_dtype="float32",
             remat="none",
         ),
-        "data": _rows(rows=8, tokens=256, molecules=5, atoms=72, motifs=32),
+        "data": _rows(rows=8, tokens=256),
         "prompt_style": "plain",
         "from_scratch": True,
         "stage1_steps": 620,
@@ -107,7 +106,7 @@ PRESETS = {
             compute_dtype="bfloat16",
             remat="none",
         ),
-        "data": _rows(rows=64, tokens=512, molecules=8, atoms=256, motifs=96),
+        "data": _rows(rows=64, tokens=512),
         "prompt_style": "plain",
         "from_scratch": True,
         "stage1_steps": 20000,
@@ -124,7 +123,7 @@ PRESETS = {
             compute_dtype="float32",
             remat="none",
         ),
-        "data": _rows(rows=8, tokens=256, molecules=1, atoms=40, motifs=16),
+        "data": _rows(rows=8, tokens=256),
         "prompt_style": "llama2",
         "from_scratch": False,
         "stage1_steps": 100,

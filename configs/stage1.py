@@ -11,7 +11,6 @@ Run for `tiny`: 2.5 to 3 min on two shared CPU cores; validation loss 0.53.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs.presets import preset as get_preset
 
@@ -38,8 +37,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "tokenizer": "",
                 "cache_dir": "data",
                 **sizes.data,
-                # a plain None could not be set on the command line
-                "rows": placeholder(int) if sizes.data.rows is None else sizes.data.rows,
             },
             "train": {
                 "steps": sizes.stage1_steps,

@@ -1,7 +1,7 @@
-"""SMILES from outside: RDKit's work on them is first done in a process that may crash or never end.
+"""Texts from outside: what is done with them is first done in a process that may crash or never end.
 
-Some texts that anyone can type bring RDKit down or keep it busy for hours (deep nesting, long chains in a drawing), and
-Python can neither catch the one nor interrupt the other.
+Some SMILES that anyone can type bring RDKit down or keep it busy for hours (deep nesting, long chains in a drawing);
+Python can neither catch the one nor interrupt the other. And chat templates are programs.
 """
 
 import functools
@@ -43,16 +43,20 @@ def tried(function: Callable[[str], T], smiles: str) -> T:
         deepest = max(deepest, depth)
     if deepest > MAX_DEPTH:
         raise InvalidMoleculeError(smiles, f"more than {MAX_DEPTH:,} nested branches")
-    reason = _fate(f"{function.__module__}:{function.__qualname__}", smiles)
+    reason = fate(function, smiles)
     if reason is not None:
-        raise InvalidMoleculeError(smiles, reason)
+        raise InvalidMoleculeError(smiles, reason.replace("crashed", "crashed RDKit"))
     return function(smiles)
 
 
+def fate(function: Callable[[str], Any], text: str) -> str | None:
+    """Why a process did not survive `function(text)`; None if it did. `function` is at the top of a module."""
+    return _fate(f"{function.__module__}:{function.__qualname__}", text)
+
+
 @functools.lru_cache(maxsize=16_384)
-def _fate(function: str, smiles: str) -> str | None:
-    """Why the process did not survive it; None if it did."""
-    return _worker().ask(function, smiles)
+def _fate(function: str, text: str) -> str | None:
+    return _worker().ask(function, text)
 
 
 class _Worker:
@@ -62,13 +66,13 @@ class _Worker:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, function: str, smiles: str) -> str | None:
+    def ask(self, function: str, text: str) -> str | None:
         with self._lock:
             process = self._process = self._process or start_module("data_pipeline.guard")
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(json.dumps([function, smiles, CPU_SECONDS]) + "\n")
+                process.stdin.write(json.dumps([function, text, CPU_SECONDS]) + "\n")
                 process.stdin.flush()
                 answer = process.stdout.readline()
             except BrokenPipeError:
@@ -79,7 +83,7 @@ class _Worker:
             self._process = None
         if code == -signal.SIGPROF:
             return f"took more than {CPU_SECONDS} CPU seconds"
-        return f"crashed RDKit (signal {-code})" if code < 0 else "too much for the memory"
+        return f"crashed (signal {-code})" if code < 0 else "too much for the memory"
 
 
 @functools.cache
@@ -92,13 +96,13 @@ def _serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        name, smiles, limit = json.loads(line)
+        name, text, limit = json.loads(line)
         module, _, function = name.partition(":")
         call: Any = getattr(importlib.import_module(module), function)
         # the signal's default action ends the process, also inside of RDKit
         signal.setitimer(signal.ITIMER_PROF, limit)
         try:
-            call(smiles)
+            call(text)
         except MemoryError:
             sys.exit(1)
         except Exception:

@@ -61,8 +61,8 @@ class Settings:
     task: str
     columns: tasks.Columns = dataclasses.field(default_factory=tasks.Columns)
     table: TableOptions = _ANY_TABLE  # how tables are written, where that shall not be found out
-    validation_fraction: float = 0.05
-    test_fraction: float = 0.0
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
     split: str = "scaffold"  # or "random": what is held out together
     rows_per_shard: int = 1024
     file_format: str = "array_record"
@@ -241,7 +241,7 @@ def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _identity(settings: Settings) -> dict[str, Any]:
-    """What two starts of a job compare; options that are left alone are none, as before there were any."""
+    """What two starts of a job compare; options that do what was done before there were any are none."""
     values = dataclasses.asdict(settings)
     later = {"table": _ANY_TABLE, "test_fraction": 0.0, "split": "scaffold"}
     return {
@@ -464,11 +464,12 @@ def _lengths(
         tokenizer = train_tokenizer(lines, VOCAB_SIZE)
     tokenizer.save(os.fspath(partial / "tokenizer"))
     encoder = _encoder(tokenizer, settings)
+    split = "train" if "train" in sizes else next(iter(sizes))
     measured = {split: lengths.token_lengths(reader, encoder) for split, reader in readers.items()}
     return {
         "prompt": {"style": settings.prompt_style, "show_smiles": settings.show_smiles},
         "lengths": lengths.summary(sizes, measured),
-        "suggested": lengths.suggest_budgets(sizes, measured, settings.tokens_per_row),
+        "suggested": lengths.suggest_budgets(sizes[split], measured[split], settings.tokens_per_row),
     }
 
 

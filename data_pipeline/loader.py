@@ -165,8 +165,8 @@ def _row_sizes(source: Source, row: RowSize) -> tuple[np.ndarray, np.ndarray, Co
     sizes = np.concatenate([(length - 1)[:, None], source.sizes], axis=1, dtype=np.int32)
     reasons = {
         "refused by the prompt style": tokens == 0,
-        "graph tokens beyond the row's end": graph_end > length,
-        "no answer within the row": first_target >= length,
+        "graph tokens beyond the row's end (config.data.tokens_per_row)": graph_end > length,
+        "no answer within the row (config.data.tokens_per_row)": first_target >= length,
     }
     for column, name in enumerate(RowSize._fields):
         reasons[f"more {name} than a row's {row[column]} (config.data.{name}_per_row)"] = sizes[:, column] > row[column]

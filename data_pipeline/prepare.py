@@ -20,10 +20,14 @@ from data_pipeline.command_line import program
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.files import TableOptions
+from data_pipeline.inspect import describe_examples
 from data_pipeline.jobs import Inputs, Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.prompt import PROMPT_STYLES
 from data_pipeline.tables import QUOTING
+
+EXAMPLES = 2
+"""Records that are shown at the end."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--test_fraction",
         type=float,
         default=default.test_fraction,
-        help="held out, without --test_input; default: none",
+        help="held out, without --test_input; default: %(default)s",
     )
     parser.add_argument(
         "--split", choices=("scaffold", "random"), default=default.split, help="what is held out together"
@@ -95,10 +99,8 @@ def summary(folder: epath.Path, manifest: dict[str, Any]) -> list[str]:
         lines.append(f"  {manifest['duplicates']:,} say what another one says")
     if counts["rejected"]:
         lines.append(f"rejected rows are in {folder / 'rejected.jsonl'}")
-    budgets = [f"--config.data.{name}={value}" for name, value in (manifest.get("suggested") or {}).items()]
-    lines.append(
-        f"next: python launch.py --config configs/stage1.py {' '.join([f'--config.data.source={folder}', *budgets])}"
-    )
+    source = f"--config.data.source={folder} --workdir=runs/{folder.name}"
+    lines.append(f"next: python launch.py --config configs/stage1.py {source}")
     return lines
 
 
@@ -141,7 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
         manifest = prepare(inputs, options.output, settings, runner)
     except DataError as error:
         sys.exit(f"data_pipeline.prepare: {error}")
-    print("\n".join(summary(options.output, manifest)))
+    *counts, following = summary(options.output, manifest)
+    print("\n".join([*counts, *filter(None, [describe_examples(options.output, manifest, EXAMPLES)]), following]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from data_pipeline import storage
 from data_pipeline.errors import DataError, PromptError
+from data_pipeline.guard import fate
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 _SPACE = "\u2581"  # sentencepiece's "▁"
@@ -163,6 +164,15 @@ class HuggingFaceTokenizer:
         return _rendered(self.chat_template, messages, add_generation_prompt, special)
 
 
+def _tried_template(text: str) -> None:
+    """Renders a short conversation, in a process that may be killed: a template is a program, and may never end."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template, special = json.loads(text)
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **special)
+
+
 def _rendered(
     template: str | None, messages: Sequence[dict[str, str]], add_generation_prompt: bool, special: Mapping[str, Any]
 ) -> str:
@@ -170,6 +180,9 @@ def _rendered(
         raise DataError("the tokenizer has no chat template; use prompt style 'plain'")
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise DataError(f"the tokenizer's chat template is no text of at most {MAX_TEMPLATE:,} characters; refused")
+    reason = fate(_tried_template, json.dumps([template, dict(special)], default=str))
+    if reason is not None:
+        raise DataError(f"the tokenizer's chat template {reason}; refused")
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:

@@ -5,10 +5,12 @@ Two layouts are known: plain Python (a list of records, or a mapping of columns)
 needs no PyTorch Geometric: stand-ins for its containers are allowed by name, everything else is refused by torch.
 """
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 
 _CONTAINERS = (
@@ -36,6 +38,7 @@ class _Container:
 
 def read_torch(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a torch file; raises DataError if torch is missing, refuses the file, or the layout is unknown."""
+    check_archive(path)
     try:
         import torch
     except ImportError:
@@ -52,6 +55,18 @@ def read_torch(path: Path) -> Iterator[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
         raise DataError(f"{path}: neither a list of records nor a mapping of columns")
     yield from map(dict, content)
+
+
+def check_archive(path: Path) -> None:
+    """Raises DataError if a torch file is empty, or unpacks to more than it is: torch stores without compressing."""
+    if storage.as_path(path).stat().length == 0:
+        raise DataError(f"{path} is empty")
+    if not zipfile.is_zipfile(path):
+        return  # torch's older layout
+    with zipfile.ZipFile(path) as archive:
+        packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise DataError(f"{path}: {packed[0]} in it is compressed, which torch never does; refused")
 
 
 def _rows_of_columns(path: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -14,11 +15,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipeline import storage
-from data_pipeline.batch import BatchShape
+from data_pipeline.batch import BatchShape, RowSize
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.jobs import Runner
+from data_pipeline.lengths import suggest_budgets
 from data_pipeline.loader import BatchLoader, EncodedRecords, PackedDataset
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.prompt import PromptEncoder
@@ -72,7 +74,7 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
-    config = _with_rows(config, mesh, storage.as_path(workdir))
+    config = _as_begun(config, mesh, storage.as_path(workdir))
     distributed.log(sharding.describe(mesh, config.data.rows))
     # before anything takes time: what starts from what, rules and patterns that match nothing, molecules that are none
     if config.init_from:
@@ -83,6 +85,7 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)
     encoder, data, fingerprints = read_data(config, mesh)
+    config = _changed(config, _fields(data.train.shape.row))
     run_identity = workdirs.identity(config, fingerprints, encoder.fingerprint())
     folder = storage.make_folder(workdir) if distributed.is_main() else storage.as_path(workdir)
     with storage.locked(folder) if distributed.is_main() else contextlib.nullcontext():
@@ -102,13 +105,25 @@ def is_finished(config: Config, workdir: os.PathLike, state: TrainState) -> bool
     return step >= config.train.steps or validations.ended(config.train.early_stopping)
 
 
-def _with_rows(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
-    """The rows of a batch as a number: what was asked for, else what the run began with, else rows_per_device."""
-    rows = config.data.rows
-    if rows is None and (workdir / "config.json").exists():
-        rows = workdirs.read_config(workdir).data.rows  # another number of devices must not change the result
-    rows = rows or config.data.rows_per_device * sharding.batch_shards(mesh)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, rows=rows))
+def _as_begun(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
+    """With the sizes of a batch that the run began with, where none are asked for; rows else by the devices."""
+    if (workdir / "config.json").exists():  # neither other devices nor another version must change the result
+        begun = workdirs.read_config(workdir).data
+        kept = {name: getattr(begun, name) for name in ("rows", *_BUDGETS) if getattr(config.data, name) is None}
+        config = _changed(config, kept)
+    return _changed(config, {"rows": config.data.rows or config.data.rows_per_device * sharding.batch_shards(mesh)})
+
+
+_BUDGETS = tuple(f"{name}_per_row" for name in RowSize._fields)
+"""Fields of config.data, in the order of RowSize."""
+
+
+def _fields(row: RowSize) -> dict[str, int]:
+    return dict(zip(_BUDGETS, row, strict=True))
+
+
+def _changed(config: Config, data: Mapping[str, Any]) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
 def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, list[tuple[str, float]]]:
@@ -121,9 +136,10 @@ def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, lis
         distributed.wait("data prepared")
     sources = _data_folders(config)
     encoder = _encoder(config, load_tokenizer(_tokenizer_folder(config, sources)))
+    splits = {split: _records(sources, split, encoder, config) for split in ("train", "validation")}
+    config = _changed(config, _budgets(config, [records for _, records in itertools.chain(*splits.values())]))
     shape = batch_shape(config, sharding.batch_shards(mesh))
-    training = _loader(sources, "train", encoder, shape, config)
-    validation = _loader(sources, "validation", encoder, shape, config)
+    training, validation = (_loader(sources, split, splits[split], shape, config) for split in splits)
     if training is None:
         raise DataError(f"{config.data.source} has no training split")
     if distributed.is_main():
@@ -183,13 +199,13 @@ def _encoder(config: Config, tokenizer: TextTokenizer) -> PromptEncoder:
     )
 
 
-def _loader(
-    sources: Mapping[epath.Path, float], split: str, encoder: PromptEncoder, shape: BatchShape, config: Config
-) -> BatchLoader | None:
-    """The split of every source that has it; None if none has."""
-    datasets, weights = [], []
+def _records(
+    sources: Mapping[epath.Path, float], split: str, encoder: PromptEncoder, config: Config
+) -> list[tuple[epath.Path, EncodedRecords]]:
+    """The split of every source that has it."""
+    found = []
     vocabulary = config.model.graph_encoder.vocabulary
-    for folder, weight in sources.items():
+    for folder in sources:
         if split not in read_manifest(folder)["splits"]:
             continue
         reader = RecordReader(folder, split)
@@ -198,13 +214,34 @@ def _loader(
                 f"{folder} holds graphs with feature cardinalities {reader.vocabulary}, but config.model.graph_encoder "
                 f"has {vocabulary}"
             )
-        dataset = PackedDataset(EncodedRecords(reader, encoder), shape.row)
+        found.append((folder, EncodedRecords(reader, encoder)))
+    return found
+
+
+def _budgets(config: Config, records: Sequence[EncodedRecords]) -> dict[str, int]:
+    """What a row holds: as configured, else what the rows of every one of these need (data_pipeline.lengths)."""
+    tokens = config.data.tokens_per_row
+    needed = [suggest_budgets(each.sizes, each.lengths, tokens) for each in records]
+    configured = {name: getattr(config.data, name) for name in _BUDGETS}
+    return {name: max(each[name] for each in needed) if value is None else value for name, value in configured.items()}
+
+
+def _loader(
+    sources: Mapping[epath.Path, float],
+    split: str,
+    records: Sequence[tuple[epath.Path, EncodedRecords]],
+    shape: BatchShape,
+    config: Config,
+) -> BatchLoader | None:
+    """Batches of one split of all sources; None if none has it."""
+    datasets = []
+    for folder, each in records:
+        dataset = PackedDataset(each, shape.row)
         skipped = f"; skipped: {dict(dataset.skipped)}" if dataset.skipped else ""
         fill = dataset.fill(config.seed if split == "train" else None)
         distributed.log(f"{split}: {folder}: {len(dataset):,} conversations, {fill:.0%} of token slots filled{skipped}")
         datasets.append(dataset)
-        weights.append(weight)
-    return BatchLoader(datasets, weights, shape) if datasets else None
+    return BatchLoader(datasets, [sources[folder] for folder, _ in records], shape) if datasets else None
 
 
 def _sample_records(sources: Mapping[epath.Path, float], count: int) -> list[Record]:

@@ -1,5 +1,6 @@
 """What several tests need: small models, asymmetric batches, golden files as our types."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from data_pipeline.batch import Batch, BatchShape, EncodedConversation, GraphArr
 from data_pipeline.molecule import featurize
 from llamo_jax import parameters
 from llamo_jax.models import DecoderConfig, GINConfig, LLaMo, LoRAConfig, ModelConfig, MultiLevelConfig
+from llamo_jax.training.config import Config
 
 LORA_TARGETS = ("language_model/layers/(query|value)",)
 
@@ -114,6 +116,12 @@ def rows() -> list[list[EncodedConversation]]:
 
 
 ROW = RowSize(tokens=96, molecules=2, atoms=20, edges=40, motifs=10)
+
+
+def with_row(config: Config, row: RowSize = ROW) -> Config:
+    """A run's configuration with these budgets, where there is no data that would tell."""
+    budgets = {f"{name}_per_row": budget for name, budget in row._asdict().items()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **budgets))
 
 
 def host_batch(shards: int = 1, row: RowSize = ROW) -> Batch:

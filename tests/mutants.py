@@ -160,6 +160,11 @@ def _mutants() -> list[Mutant]:
         accumulated_batches_are_free=("rest * self._batches +", "rest +"),
     )
     plant(
+        "llamo_jax/training/workdir.py",
+        "tests/llamo_jax/test_validations.py",
+        any_step_of_the_base_will_do=("which != at_step and", "False and"),
+    )
+    plant(
         "llamo_jax/training/metrics.py",
         "tests/llamo_jax/test_validations.py",
         the_last_validation_is_the_best=("if loss < self.best:", "if True:"),
@@ -170,7 +175,7 @@ def _mutants() -> list[Mutant]:
         "tests/llamo_jax/test_validations.py",
         the_worst_is_the_best=("return (min(known)[1], min(known)[0])", "return (max(known)[1], max(known)[0])"),
         the_newest_is_meant=("return int(which or steps[0])", "return steps[0]"),
-        the_best_is_not_kept=("-found[_LOSS]", "found[_LOSS]"),
+        the_best_is_not_kept=("checkpoint.step == kept[0]", "False"),
     )
     plant(
         "llamo_jax/checksums.py",
@@ -291,8 +296,7 @@ def _mutants() -> list[Mutant]:
         f"{FAULTS} -k 'continued'",
         any_data_will_do=('if "data" in there and there["data"] != here["data"]:', "if False:"),
         any_tokenizer_will_do=('if "prompt" in there and there["prompt"] != here["prompt"]:', "if False:"),
-        any_base_will_do=("if began != origin or", "if"),
-        any_step_of_the_base_will_do=("int(which) != base.step", "False"),
+        any_base_will_do=("if began != origin or (", "if ("),
         steps_go_back=("if steps and max(steps) > config.train.steps:", "if False:"),
         the_seed_may_change=("MAY_CHANGE = (\n", 'MAY_CHANGE = (\n    "seed",\n'),
     )

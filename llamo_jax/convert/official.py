@@ -14,6 +14,8 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from data_pipeline.errors import DataError
+from data_pipeline.torch_files import check_archive
 from llamo_jax.config import ConfigError, Kinds
 from llamo_jax.convert.huggingface import NO_LORA, decoder_config, read_json, without_dead
 from llamo_jax.convert.names import adapted_projections, below, decoder_shapes, language_model_rules, lora_rules
@@ -195,6 +197,10 @@ def as_array(name: str, tensor: Any) -> Any:
 
 def read_torch(path: Path) -> dict[str, Any]:
     """The mapping in a torch file; raises WeightsError if torch is missing, or refuses to load it safely."""
+    try:
+        check_archive(path)
+    except (DataError, OSError) as error:
+        raise WeightsError(str(error)) from None
     try:
         import torch
     except ImportError:

@@ -2,10 +2,12 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from llamo_jax.evaluation import intervals
 
 _MINUS = "\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"  # what is typed or typeset for a minus
 _RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"
@@ -93,6 +95,15 @@ def smiles_in(text: str) -> str:
     return found if found and not re.search(r"\s", found) else text.strip()
 
 
+def by_property(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """(property, unit) → the rows that ask for it, in the words of the property tasks; others ask for a "value"."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        asked = re.fullmatch(r"What is the (.*?) of this molecule(?:, in (.*))?\?", row.get("question") or "")
+        found.setdefault((asked[1], asked[2] or "") if asked else ("value", ""), []).append(row)
+    return found
+
+
 def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
     """mae, rmse and r2 over the answers that contain a number, and their share, `answered`.
 
@@ -106,12 +117,29 @@ def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dic
     answered = np.array([value is not None for value in parsed], bool)
     mean = float(y.mean()) if len(y) else 0.0
     x = np.array([mean if value is None else value for value in parsed], float)
+    everywhere = np.ones(len(y))
     return {
         **_errors(x[answered], y[answered]),
         "answered": float(answered.mean()) if len(y) else None,
         "unparsable": int((~answered).sum()),
         "all_rows": {"rows": len(y), **_errors(x, y)},
         "targets_without_number": len(truth) - len(kept),
+        "intervals": intervals.intervals(
+            len(y),
+            {
+                **_error_statistics(x - y, y, answered),
+                "answered": intervals.mean(answered),
+                **{f"all_rows.{name}": each for name, each in _error_statistics(x - y, y, everywhere).items()},
+            },
+        ),
+    }
+
+
+def _error_statistics(errors: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> dict[str, intervals.Statistic]:
+    return {
+        "mae": intervals.ratio(np.abs(errors) * counted, counted),
+        "rmse": intervals.root_mean_square(errors, counted),
+        "r2": intervals.r_squared(errors, truth, counted),
     }
 
 
@@ -145,14 +173,27 @@ def classification_scores(
     true_positives = sum(answer is True and truth for answer, truth, _ in rows)
     scores = [probability for _, _, probability in rows if probability is not None]
     unparsable = sum(answer is None for answer, _, _ in rows)
+    truths = np.array([truth for _, truth, _ in rows], bool)
+    said = np.array([answer is True for answer, _, _ in rows], float)
+    known = len(scores) == len(rows)
     return {
         "accuracy": right / len(rows) if rows else None,
         "f1": 2 * true_positives / (claimed + positives) if claimed + positives else None,
-        "roc_auc": _roc_auc(scores, [truth for _, truth, _ in rows]) if len(scores) == len(rows) else None,
+        "roc_auc": _roc_auc(scores, truths.tolist()) if known else None,
         "yes_rate": claimed / len(rows) if rows else None,
         "answered": 1 - unparsable / len(rows) if rows else None,
         "unparsable": unparsable,
         "targets_without_class": len(targets) - len(rows),
+        "intervals": intervals.intervals(
+            len(rows),
+            {
+                "accuracy": intervals.mean(np.array([answer is truth for answer, truth, _ in rows])),
+                "f1": intervals.ratio(2 * said * truths, said + truths),
+                "yes_rate": intervals.mean(said),
+                "answered": intervals.mean(np.array([answer is not None for answer, _, _ in rows])),
+                **({"roc_auc": intervals.roc_auc(np.array(scores), truths)} if known else {}),
+            },
+        ),
     }
 
 

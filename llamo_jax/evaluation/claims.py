@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from rdkit import Chem
 
 from data_pipeline.describe import Facts, facts_of
@@ -19,8 +20,10 @@ from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.progress import watched
+from llamo_jax.evaluation import intervals
 
 GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
+_CLAIMABLE = (GROUP, RING, ELEMENT)
 
 
 class Claim(NamedTuple):
@@ -323,7 +326,7 @@ def check(description: str, smiles: str) -> Checked:
     molecule = Molecule(smiles)
     claims = claims_in(description)
     true = [claim for claim in claims if molecule.has(claim)]
-    there = {kind: molecule.claimable(kind) for kind in (GROUP, RING, ELEMENT)}
+    there = {kind: molecule.claimable(kind) for kind in _CLAIMABLE}
     affirmed = {(claim.kind, name) for claim in claims if claim.number != 0 for name in _names(claim)}
     affirmed |= {
         (kind, name)
@@ -349,35 +352,46 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
     groups, named ring systems and elements other than carbon; most_common_false lists what is claimed wrongly.
     Molecules that RDKit refuses are left out and counted. What cannot be computed is None.
     """
-    true, false = Counter[str](), Counter[str]()
-    there, named = Counter[str](), Counter[str]()
+    rows = len(smiles)
+    true, false = (np.zeros((rows, len(KINDS))) for _ in range(2))
+    there, named = (np.zeros((rows, len(_CLAIMABLE))) for _ in range(2))
     wrong: Counter[str] = Counter()
     invalid = 0
     pairs = zip(descriptions, smiles, strict=True)
-    for description, text in watched(pairs, desc="claims", total=len(smiles), unit=" rows"):
+    for row, (description, text) in enumerate(watched(pairs, desc="claims", total=rows, unit=" rows")):
         try:
             checked = check(description, text)
         except InvalidMoleculeError:
             invalid += 1
             continue
-        true.update(claim.kind for claim in checked.true)
-        false.update(claim.kind for claim in checked.false)
+        for counts, claims in ((true, checked.true), (false, checked.false)):
+            for claim in claims:
+                counts[row, KINDS.index(claim.kind)] += 1
         wrong.update(_shown(claim) for claim in checked.false)
-        for kind in checked.there:
-            there[kind] += len(checked.there[kind])
-            named[kind] += len(checked.named[kind])
+        for column, kind in enumerate(_CLAIMABLE):
+            there[row, column], named[row, column] = len(checked.there[kind]), len(checked.named[kind])
+    made = true + false
+    statistics = {
+        "precision": intervals.ratio(true.sum(1), made.sum(1)),
+        "recall": intervals.ratio(named.sum(1), there.sum(1)),
+        **{f"by_kind.{kind}.precision": intervals.ratio(true[:, i], made[:, i]) for i, kind in enumerate(KINDS)},
+        **{f"by_kind.{kind}.recall": intervals.ratio(named[:, i], there[:, i]) for i, kind in enumerate(_CLAIMABLE)},
+    }
+    by_kind: dict[str, dict[str, float | int | None]] = {
+        kind: {"precision": _share(true[:, i], made[:, i]), "claims": int(made[:, i].sum())}
+        for i, kind in enumerate(KINDS)
+    }
+    for i, kind in enumerate(_CLAIMABLE):
+        by_kind[kind]["recall"] = _share(named[:, i], there[:, i])
     return {
-        "precision": _share(true.total(), false.total()),
-        "recall": named.total() / there.total() if there.total() else None,
-        "claims": true.total() + false.total(),
-        "false_claims": false.total(),
-        "by_kind": {
-            kind: {"precision": _share(true[kind], false[kind]), "claims": true[kind] + false[kind]}
-            | ({"recall": named[kind] / there[kind] if there[kind] else None} if kind != COUNT else {})
-            for kind in KINDS
-        },
+        "precision": _share(true, made),
+        "recall": _share(named, there),
+        "claims": int(made.sum()),
+        "false_claims": int(false.sum()),
+        "by_kind": by_kind,
         "most_common_false": dict(wrong.most_common(20)),
         "invalid_molecules": invalid,
+        "intervals": intervals.intervals(rows, statistics),
     }
 
 
@@ -386,8 +400,8 @@ def _shown(claim: Claim) -> str:
     return f"no {name}" if claim.number == 0 else name if claim.number is None else f"{claim.number} {name}"
 
 
-def _share(part: int, rest: int) -> float | None:
-    return part / (part + rest) if part + rest else None
+def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
+    return float(part.sum() / whole.sum()) if whole.sum() else None
 
 
 def checked_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 from data_pipeline.errors import DataError
 from data_pipeline.examples import examples_of
-from data_pipeline.files import BadRow, read_rows
+from data_pipeline.files import BadRow, TableOptions, read_rows
 from data_pipeline.records import Record, RecordReader, featurized_safely, read_manifest, without_last_message
 from data_pipeline.tasks import TASKS, Columns, Missing
+
+_ANY_TABLE = TableOptions()
+_ANY_COLUMNS = Columns()
 
 
 class Example(NamedTuple):
@@ -32,14 +35,21 @@ class Examples(NamedTuple):
     fingerprint: str
 
 
-def read_examples(source: Path, task: str, split: str, limit: int = 0) -> Examples:
+def read_examples(
+    source: Path,
+    task: str,
+    split: str,
+    limit: int = 0,
+    columns: Columns = _ANY_COLUMNS,
+    table: TableOptions = _ANY_TABLE,
+) -> Examples:
     """The examples of a prepared folder's split, or of a file of rows as `data_pipeline.prepare` takes them.
 
-    split: of a folder; "": test, or validation where there is no test. limit: the first so many; 0: all. Raises
-    DataError if there are none.
+    split: of a folder; "": test, or validation where there is no test. limit: the first so many; 0: all. columns,
+    table: of a file, as for `data_pipeline.prepare`. Raises DataError if there are none.
     """
     rejected: Counter[str] = Counter()
-    found = _from_folder(source, split) if source.is_dir() else _from_file(source, task, rejected)
+    found = _from_folder(source, split) if source.is_dir() else _from_file(source, task, rejected, columns, table)
     chosen: list[Example] = []
     for record in found:
         last = record.conversation.messages[-1]
@@ -63,15 +73,17 @@ def _from_folder(folder: Path, split: str) -> Iterator[Record]:
         yield from reader.fetch(range(start, min(start + 256, len(reader))))
 
 
-def _from_file(path: Path, task: str, rejected: Counter[str]) -> Iterator[Record]:
+def _from_file(
+    path: Path, task: str, rejected: Counter[str], columns: Columns, table: TableOptions
+) -> Iterator[Record]:
     if task not in TASKS:
         raise DataError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     read = None
-    for row in read_rows(path):
+    for row in read_rows(path, table):
         if isinstance(row, BadRow):
             rejected[row.reason] += 1
             continue
-        read = read or TASKS[task](list(row), Columns())
+        read = read or TASKS[task](list(row), columns)
         for found in examples_of(read, row, featurized_safely):
             if isinstance(found, Record):
                 yield found

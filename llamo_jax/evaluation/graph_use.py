@@ -9,6 +9,7 @@ import numpy as np
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Message
 from data_pipeline.records import Record
+from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.examples import Example
 from llamo_jax.generation.generator import Generator
 
@@ -40,6 +41,7 @@ def likelihood_graph_use(generator: Generator, examples: Sequence[Example]) -> d
     }
     per_token = {name: float(np.concatenate(values).mean()) for name, values in found.items()}
     sums = {name: np.array([values.sum() for values in rows]) for name, rows in found.items()}
+    tokens = np.array(list(map(len, found["true"])), float)
     return {
         "rows": len(records),
         "target_tokens": sum(map(len, found["true"])),
@@ -48,6 +50,15 @@ def likelihood_graph_use(generator: Generator, examples: Sequence[Example]) -> d
         "change": {name: per_token["true"] - per_token[name] for name in ("other", "blank")},
         "prefers_true": {name: float(np.mean(sums["true"] > sums[name])) for name in ("other", "blank")},
         "tokens": _tokens(generator, records, found["true"], found["other"]),
+        "intervals": intervals.intervals(
+            len(records),
+            {
+                **{f"per_token.{name}": intervals.ratio(sums[name], tokens) for name in sums},
+                **{f"per_row.{name}": intervals.mean(sums[name]) for name in sums},
+                **{f"change.{name}": intervals.ratio(sums["true"] - sums[name], tokens) for name in ("other", "blank")},
+                **{f"prefers_true.{name}": intervals.mean(sums["true"] > sums[name]) for name in ("other", "blank")},
+            },
+        ),
     }
 
 

@@ -6,14 +6,16 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from rdkit import Chem, DataStructs
 from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
 
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles, quiet_rdkit
 from data_pipeline.progress import watched
+from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.answers import smiles_in
-from llamo_jax.evaluation.text import corpus_bleu
+from llamo_jax.evaluation.text import bleu_counts, corpus_bleu
 
 
 class MoleculePair(NamedTuple):
@@ -56,7 +58,32 @@ def molecule_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[
         "all_rows": {"rows": len(pairs), **over_all},
         "valid_rows": {"rows": len(valid), **over_valid},
         "invalid_targets": sum(not pair.target_valid for pair in pairs),
+        "intervals": intervals.intervals(len(pairs), _statistics(pairs, predictions, targets)),
     }
+
+
+def _statistics(
+    pairs: Sequence[MoleculePair], predictions: Sequence[str], targets: Sequence[str]
+) -> dict[str, intervals.Statistic]:
+    """Of the same scores."""
+    column = {name: np.array([getattr(pair, name) for pair in pairs], float) for name in MoleculePair._fields}
+    both = column["valid"] * column["target_valid"]
+    counts = bleu_counts(list(map(list, predictions)), list(map(list, targets)))
+    over_valid = {name: intervals.ratio(column[name] * both, both) for name in _COMPARED}
+    over_all = {name: intervals.mean(column[name]) for name in _COMPARED}
+    return {
+        "bleu": intervals.bleu(counts, 4),
+        **{name: over_all[name] for name in ("exact", "levenshtein")},
+        "validity": intervals.mean(column["valid"]),
+        **{name: over_valid[name] for name in ("maccs", "rdk", "morgan")},
+        "all_rows.bleu": intervals.bleu(counts, 4),
+        **{f"all_rows.{name}": statistic for name, statistic in over_all.items()},
+        "valid_rows.bleu": intervals.bleu(counts * both[:, None].astype(int), 4),
+        **{f"valid_rows.{name}": statistic for name, statistic in over_valid.items()},
+    }
+
+
+_COMPARED = ("exact", "levenshtein", "maccs", "rdk", "morgan")
 
 
 def compare(prediction: str, target: str) -> MoleculePair:
@@ -79,8 +106,7 @@ def compare(prediction: str, target: str) -> MoleculePair:
 
 
 def _summary(pairs: Sequence[MoleculePair], predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
-    names = ("exact", "levenshtein", "maccs", "rdk", "morgan")
-    means = {name: statistics.fmean(getattr(pair, name) for pair in pairs) if pairs else None for name in names}
+    means = {name: statistics.fmean(getattr(pair, name) for pair in pairs) if pairs else None for name in _COMPARED}
     return {"bleu": _character_bleu(predictions, targets), **means}
 
 

@@ -1,4 +1,8 @@
-"""Scores and answers as one page, HTML or Markdown: tables, histograms, best and worst answers with molecules."""
+"""Scores and answers as one page, HTML or Markdown.
+
+What was evaluated and how it went, in words and one chart; then tables, histograms, best and worst answers with their
+molecules.
+"""
 
 import base64
 import html
@@ -15,8 +19,10 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from data_pipeline import storage
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from llamo_jax.evaluation import intervals, overview
 from llamo_jax.evaluation.scores import MOLECULE, ROW_SCORES, kind_of
 
+ROWS_OF_A_MEAN = 20
 SHOWN = 20  # best answers, and as many worst ones
 LONGEST = 600  # characters of a text on the page
 LARGEST_DRAWN = 300  # heavy atoms: coordinates take time by their cube, 16 s for 2,000
@@ -28,7 +34,7 @@ vertical-align:top}td.number{text-align:right;font-variant-numeric:tabular-nums}
 
 
 class Section(NamedTuple):
-    """A heading, and tables (a header and rows of text, numbers or pictures) or pictures under it."""
+    """A heading, and paragraphs of text, tables or pictures under it."""
 
     title: str
     parts: list[Any]
@@ -62,8 +68,11 @@ def _sections(task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str,
     name, function = ROW_SCORES[kind]
     scores = np.array([_or_nan(function(row["prediction"], row["target"])) for row in rows], float)
     order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
-    sections = [Section("Scores", [_score_table(metrics)])]
-    sections.append(Section(f"{name} by length and size", [_histograms(name, scores, rows)]))
+    sections = [
+        Section("Result", [*overview.sentences(kind, metrics, rows), Picture(*overview.chart(kind, metrics, rows))]),
+        Section("Scores", [_score_table(metrics)]),
+        Section(f"{name} by length and size", [_histograms(name, scores, rows)]),
+    ]
     unscored = len(rows) - len(order)
     note = f" ({unscored:,} answers without a score)" if unscored else ""
     sections.append(Section(f"Best answers by {name}{note}", [_answers(order[:SHOWN], scores, rows, kind)]))
@@ -75,20 +84,33 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _score_table(values: Mapping[str, Any]) -> Table:
+def _score_table(values: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Table:
+    """The numbers and texts right there, with the intervals that are known."""
+    known = values.get("intervals", known) or {}
     plain = {name: value for name, value in values.items() if not isinstance(value, dict | list)}
-    return Table(("score", "value"), [(name, _shown(value)) for name, value in plain.items()])
+    header = ("score", "value", f"{intervals.CONFIDENCE:.0%} interval") if known else ("score", "value")
+    return Table(
+        header,
+        [
+            (name, _shown(value), *([" to ".join(map(_shown, known.get(name) or ()))] if known else []))
+            for name, value in plain.items()
+        ],
+    )
 
 
 def _nested(values: Mapping[str, Any], prefix: str = "") -> list[Section]:
     """A section for everything below the top: a dict is a table, and one of dicts or a list of them has columns."""
     sections = []
+    known = values.get("intervals") or {}
     for name, value in values.items():
+        if name == "intervals":
+            continue
+        inside = {key.removeprefix(f"{name}."): each for key, each in known.items() if key.startswith(f"{name}.")}
         title = prefix + name.replace("_", " ")
         if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
             sections.append(Section(title, [_columns([{"": key, **row} for key, row in value.items()])]))
         elif isinstance(value, dict) and value:
-            sections += [Section(title, [_score_table(value)]), *_nested(value, f"{title}: ")]
+            sections += [Section(title, [_score_table(value, inside)]), *_nested(value, f"{title}: ")]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             sections.append(Section(title, [_columns(value)]))
     return sections
@@ -106,7 +128,10 @@ def _shown(value: Any) -> str:
 
 
 def _histograms(name: str, scores: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> Picture:
-    """How many rows there are, and their mean score, by length of the target and by size of the molecule."""
+    """How many rows there are, and their mean score, by length of the target and by size of the molecule.
+
+    Where there are too few rows for means, every row by itself.
+    """
     from matplotlib.figure import Figure
 
     sizes = {"characters of the target": np.array([len(row["target"]) for row in rows], float)}
@@ -118,15 +143,15 @@ def _histograms(name: str, scores: np.ndarray, rows: Sequence[Mapping[str, Any]]
         known = np.isfinite(values) & np.isfinite(scores)
         if not known.any():
             continue
-        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, 11)))
-        edges = edges if len(edges) > 1 else np.array([edges[0] - 0.5, edges[0] + 0.5])
-        place = np.clip(np.digitize(values[known], edges) - 1, 0, len(edges) - 2)
-        means = [
-            scores[known][place == index].mean() if (place == index).any() else np.nan
-            for index in range(len(edges) - 1)
-        ]
-        axes.hist(values[known], bins=40, color="#cfd8dc")
         axes.set_xlabel(what)
+        edges = np.unique(np.quantile(values[known], np.linspace(0, 1, 1 + min(10, known.sum() // ROWS_OF_A_MEAN))))
+        if len(edges) < 3:  # too few rows for means
+            axes.plot(values[known], scores[known], "o", color="#c62828", alpha=0.5)
+            axes.set_ylabel(name)
+            continue
+        place = np.clip(np.digitize(values[known], edges) - 1, 0, len(edges) - 2)
+        means = [scores[known][place == index].mean() for index in range(len(edges) - 1)]
+        axes.hist(values[known], bins=40, color="#cfd8dc")
         axes.set_ylabel("rows")
         twin = axes.twinx()
         twin.plot((edges[:-1] + edges[1:]) / 2, means, "o-", color="#c62828")
@@ -181,7 +206,9 @@ def _html(title: str, sections: Sequence[Section]) -> str:
     body = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         body.append(f"<h2>{html.escape(section.title)}</h2>")
-        body += [_html_table(part) if isinstance(part, Table) else _html_cell(part) for part in section.parts]
+        body += [
+            _html_table(part) if isinstance(part, Table) else f"<p>{_html_cell(part)}</p>" for part in section.parts
+        ]
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body>{''.join(body)}</body></html>\n"

@@ -19,12 +19,15 @@ from etils import epath
 from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
+from data_pipeline.files import TableOptions
 from data_pipeline.jobs import Runner
 from data_pipeline.progress import watched
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import featurized
+from data_pipeline.tasks import Columns
 from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, DecodingConfig, differences, from_dict, to_dict
+from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.answers import classification_scores
 from llamo_jax.evaluation.claims import checked_rows
 from llamo_jax.evaluation.config import EvaluationConfig
@@ -41,8 +44,10 @@ EMBEDDED = "embedded"
 
 RECORDED_VERSIONS = ("jax", "rdkit", "nltk", "rouge_score")
 
-MAY_CHANGE = ("checkpoint", "data", "cache_dir", "tensor")
-"""Fields that may differ between two starts of one evaluation: the first two are compared by their content."""
+_READING = ("smiles_column", "text_column", "target_columns", "delimiter", "quoting", "encoding")
+
+MAY_CHANGE = ("checkpoint", "data", *_READING, "cache_dir", "tensor")
+"""Fields that may differ between two starts of one evaluation: the model and the examples are compared themselves."""
 
 
 def read_config(values: Mapping[str, Any]) -> EvaluationConfig:
@@ -58,7 +63,9 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
     Raises ConfigError if another evaluation is in `workdir`, before anything there is changed.
     """
     tokenizer = load_metric_tokenizer(config.metric_tokenizer)  # before anything takes time
-    found = read_examples(_source(config), config.task, config.split, config.limit)
+    columns = Columns(config.smiles_column or None, config.text_column or None, config.target_columns)
+    table = TableOptions(config.delimiter.replace("\\t", "\t") or None, config.quoting or None, config.encoding or None)
+    found = read_examples(_source(config), config.task, config.split, config.limit, columns, table)
     generator, fingerprint = load_generator(config.checkpoint, decoding=config.decoding, tensor=config.tensor)
     distributed.log(sharding.describe(generator.mesh))
     about = {
@@ -83,6 +90,11 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
                 "rejected": found.rejected,
                 "decoding": to_dict(config.decoding),
                 "context": config.context,
+                "bootstrap": {
+                    "confidence": intervals.CONFIDENCE,
+                    "resamples": intervals.RESAMPLES,
+                    "seed": intervals.SEED,
+                },
                 "git_commit": _git_commit(),
                 "versions": {name: importlib.metadata.version(name) for name in RECORDED_VERSIONS},
             }

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.errors import DataError
-from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, yes_in
+from llamo_jax.evaluation import intervals
+from llamo_jax.evaluation.answers import by_property, classification_scores, number_in, regression_scores, yes_in
 from llamo_jax.evaluation.claims import hallucination_scores
 from llamo_jax.evaluation.metric_tokenizer import MetricTokenizer
 from llamo_jax.evaluation.molecules import compare, molecule_scores
@@ -38,11 +41,13 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
     if kind == MOLECULE:
         return molecule_scores(predictions, targets)
     if kind == NUMBER:
-        return regression_scores(predictions, targets)
+        return regression_scores(predictions, targets) | _by_property(rows)
     if kind == YES_NO:
         return classification_scores(predictions, targets, [row.get("yes_probability") for row in rows])
     scores = text_scores(predictions, targets, tokenizer)
-    scores["exact"] = sum(p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)) / len(rows)
+    exact = np.array([p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)], float)
+    scores["exact"] = float(exact.mean())
+    scores["intervals"] |= intervals.intervals(len(rows), {"exact": intervals.mean(exact)})
     described = [row for row in rows if len(row.get("smiles") or ()) == 1]
     if task == "description" and described:
         smiles = [row["smiles"][0] for row in described]
@@ -51,6 +56,19 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
         of_targets = hallucination_scores([row["target"] for row in described], smiles)
         scores["hallucination"] = found | {"target_precision": of_targets["precision"]}
     return scores
+
+
+def _by_property(rows: Sequence[Row]) -> dict[str, Any]:
+    """Where rows ask for several properties, the errors of each: units differ, and together they tell little."""
+    properties = by_property(rows)
+    if len(properties) < 2:
+        return {}
+    found = {}
+    for (name, unit), group in properties.items():
+        scores = regression_scores([row["prediction"] for row in group], [row["target"] for row in group])
+        kept = {key: scores[key] for key in ("mae", "rmse", "r2", "unparsable")}
+        found[name] = {"unit": unit, "rows": len(group), **kept}
+    return {"by_property": found}
 
 
 def kind_of(task: str) -> str:

@@ -1,10 +1,14 @@
 """Text against text: BLEU, ROUGE and METEOR, as the papers of the field compute them (MolT5, Edwards et al., 2022)."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.progress import watched
+from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, MetricTokenizer
 from llamo_jax.evaluation.wordnet import HOW_TO_INSTALL, WordNet, find_wordnet
 
@@ -17,16 +21,27 @@ def text_scores(predictions: Sequence[str], targets: Sequence[str], tokenizer: M
     says how to install it.
     """
     tokens, references = tokenizer.split(predictions), tokenizer.split(targets)
-    bleu2, bleu4 = corpus_bleu(
-        [prediction[:MAX_TOKENS] for prediction in tokens], [target[:MAX_TOKENS] for target in references], (2, 4)
-    )
+    ours, theirs = ([text[:MAX_TOKENS] for text in texts] for texts in (tokens, references))
+    bleu2, bleu4 = corpus_bleu(ours, theirs, (2, 4))
+    rows = rouge_rows(predictions, targets) | meteor_rows(ours, theirs, find_wordnet())
+    means = {name: float(np.mean(values)) if len(values) else 0.0 for name, values in rows.items()}
+    counts = bleu_counts(ours, theirs)
+    missing = {"meteor": None, "meteor_missing": f"WordNet 3.0 is not installed; {HOW_TO_INSTALL}"}
     return {
         "bleu2": bleu2,
         "bleu4": bleu4,
-        **rouge_scores(predictions, targets),
-        **meteor(tokens, references, find_wordnet()),
+        **means,
+        **({} if "meteor" in rows else missing),
         "metric_tokenizer": tokenizer.name,
         "truncated": {"max_tokens": MAX_TOKENS, "predictions": _longer(tokens), "targets": _longer(references)},
+        "intervals": intervals.intervals(
+            len(tokens),
+            {
+                "bleu2": intervals.bleu(counts, 2),
+                "bleu4": intervals.bleu(counts, 4),
+                **{name: intervals.mean(values) for name, values in rows.items()},
+            },
+        ),
     }
 
 
@@ -57,34 +72,46 @@ def rouge_l(prediction: str, target: str) -> float:
     return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
-def rouge_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-    """F-measures of rouge_score without stemming, averaged over rows: {"rouge1", "rouge2", "rougeL"}."""
+def bleu_counts(predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> np.ndarray:
+    """int64[rows, 10], of whose sums BLEU is made: n-grams that match and n-grams, for n of 1 … 4, and both lengths."""
+    counts = np.zeros((len(targets), 10), np.int64)
+    for row, prediction, target in zip(counts, predictions, targets, strict=True):
+        for order in range(1, 5):
+            ours, theirs = (
+                Counter(zip(*(text[start:] for start in range(order)), strict=False)) for text in (prediction, target)
+            )
+            row[2 * order - 2 : 2 * order] = (ours & theirs).total(), max(1, ours.total())  # as nltk counts none
+        row[-2:] = len(prediction), len(target)
+    return counts
+
+
+def rouge_rows(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, np.ndarray]:
+    """F-measures of rouge_score without stemming, of each row: {"rouge1", "rouge2", "rougeL"}."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
     scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=DefaultTokenizer(use_stemmer=False))
-    sums = dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.0)
+    found = {name: np.zeros(len(targets)) for name in ("rouge1", "rouge2", "rougeL")}
     pairs = zip(predictions, targets, strict=True)
-    for prediction, target in watched(pairs, desc="ROUGE", total=len(predictions), unit=" rows"):
+    for row, (prediction, target) in enumerate(watched(pairs, desc="ROUGE", total=len(targets), unit=" rows")):
         for name, score in scorer.score(target, prediction).items():
-            sums[name] += score.fmeasure
-        sums["rougeL"] += rouge_l(prediction, target)
-    return {name: total / max(len(predictions), 1) for name, total in sums.items()}
+            found[name][row] = score.fmeasure
+        found["rougeL"][row] = rouge_l(prediction, target)
+    return found
 
 
-def meteor(
+def meteor_rows(
     predictions: Sequence[Sequence[str]], targets: Sequence[Sequence[str]], wordnet: WordNet | None
-) -> dict[str, Any]:
-    """{"meteor"}: nltk's METEOR of tokenized texts, averaged over rows; None, with a reason, without WordNet."""
+) -> dict[str, np.ndarray]:
+    """{"meteor"}: nltk's METEOR of tokenized texts, of each row; nothing without WordNet."""
     from nltk.translate.meteor_score import single_meteor_score
 
     if wordnet is None:
-        return {"meteor": None, "meteor_missing": f"WordNet 3.0 is not installed; {HOW_TO_INSTALL}"}
-    total = 0.0
+        return {}
     pairs = zip(predictions, targets, strict=True)
-    for prediction, target in watched(pairs, desc="METEOR", total=len(predictions), unit=" rows"):
-        total += single_meteor_score(target[:MAX_TOKENS], prediction[:MAX_TOKENS], wordnet=wordnet)
-    return {"meteor": total / max(len(predictions), 1)}
+    shown = watched(pairs, desc="METEOR", total=len(targets), unit=" rows")
+    scores = [single_meteor_score(target[:MAX_TOKENS], ours[:MAX_TOKENS], wordnet=wordnet) for ours, target in shown]
+    return {"meteor": np.array(scores)}
 
 
 def _longer(texts: Sequence[Sequence[str]]) -> int:

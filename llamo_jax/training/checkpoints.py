@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,19 @@ RENAMED_SUMS = {"in_row": "skipped_in_a_row"}
 
 
 _LOSS = "validation_loss"
+
+
+class _KeepOne:
+    """A policy of Orbax by which one checkpoint, (step, loss), is never removed."""
+
+    def __init__(self, kept: Callable[[], tuple[int, float] | None]):
+        self._kept = kept
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint."""
+        del context
+        kept = self._kept()
+        return [kept is not None and checkpoint.step == kept[0] for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -57,7 +70,9 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = keep_best
         self._on_save_failure = on_save_failure
+        self._best: tuple[int, float] | None = None
         self._checkpointer = self._open()
+        self._best = self.best() if keep_best else None
         self._pending: tuple[int, Any] | None = None
         self.failed: int | None = None
         """The step of the latest checkpoint, if it could not be written."""
@@ -66,20 +81,22 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         policy: Any = policies.LatestN(self._keep)
         if self._keep_best:
-            best = policies.BestN(
-                n=1, get_metric_fn=lambda found: -found[_LOSS], keep_checkpoints_without_metrics=False
-            )
-            policy = policies.AnyPreservationPolicy([policy, best])
+            policy = policies.AnyPreservationPolicy([policy, _KeepOne(lambda: self._best)])
         context = ocp.Context()
         # Replicas share the writing of large arrays; to slice a small one, another program would be compiled for it.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
-        return ocp.training.Checkpointer(
-            self.path,
-            context=context,
-            preservation_policy=policy,
-            # only the writer: to a reader, the directory that a running save fills looks like a leftover
-            cleanup_tmp_directories=self._run_id is not None,
-        )
+        try:
+            return ocp.training.Checkpointer(
+                self.path,
+                context=context,
+                preservation_policy=policy,
+                # only the writer: to a reader, the directory that a running save fills looks like a leftover
+                cleanup_tmp_directories=self._run_id is not None,
+            )
+        except (TypeError, ValueError, KeyError) as error:  # one file of Orbax that is no description of a checkpoint
+            raise CheckpointError(
+                f"{self.path} cannot be read ({_first_line(error)}); move a damaged step away"
+            ) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -100,8 +117,16 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """Step and validation loss of the checkpoint with the lowest; None if none knows its loss."""
-        known = [(at.metrics[_LOSS], at.step) for at in self._checkpointer.checkpoints if at.metrics]
+        known = [(loss, step) for step in self.steps() if (loss := self._loss(step)) is not None]
         return (min(known)[1], min(known)[0]) if known else None
+
+    def _loss(self, step: int) -> float | None:
+        """The validation loss that a checkpoint was saved with; None if it does not tell."""
+        try:
+            loss = self._checkpointer.checkpointables_metadata(step).custom_metadata.get(_LOSS)
+        except Exception:  # as of a checkpoint that does not load
+            return None
+        return loss if isinstance(loss, float) else None
 
     def on_disk(self) -> str:
         """For people: the newest checkpoint that is there."""
@@ -119,18 +144,19 @@ class Checkpoints:
         self.finish()  # one save at a time: the one before must be whole before Orbax forgets an older one
         if step in self.steps():
             return
+        if validation_loss is not None and not math.isfinite(validation_loss):
+            validation_loss = None
+        if validation_loss is not None and (self._best is None or validation_loss < self._best[1]):
+            self._best = (step, validation_loss)  # before Orbax decides which ones it removes
         metadata = {
+            _LOSS: validation_loss,
             "checksums": checksums.checksums(_by_path(state)),
             "checksum_version": checksums.VERSION,
             "run_id": self._run_id,
         }
         try:
-            known = validation_loss is not None and math.isfinite(validation_loss)
             response = self._checkpointer.save_checkpointables_async(
-                step,
-                {"state": state._asdict()},
-                metrics={_LOSS: validation_loss} if known else None,
-                custom_metadata=metadata,
+                step, {"state": state._asdict()}, custom_metadata=metadata
             )
         except Exception as error:  # Orbax wraps every failure in its own types
             self._failed(step, error)
@@ -325,7 +351,7 @@ def load_weights(
     if base is not None:
         loaded = load_weights_at(base, abstract, quantize)
         if base.checksum_version != checksum_version:  # checked by the old checksums; now the new ones of the same
-            loaded = load_weights(_place(base), abstract, quantize, checksum_version)
+            loaded = load_weights(base.folder, abstract, quantize, checksum_version)
         arrays, sums, _ = loaded
     read_model_config(folder)
     run, which = at(folder)
@@ -357,19 +383,13 @@ def _load_model_folder(
 
 def load_weights_at(base: Base, abstract: Mapping[str, Any], quantize: str = "none") -> Loaded:
     """The weights of a base; raises CheckpointError if they changed since `base` was recorded."""
-    loaded = load_weights(_place(base), abstract, quantize, base.checksum_version)
+    loaded = load_weights(base.folder, abstract, quantize, base.checksum_version)
     if loaded.digest() != base.digest:
         raise CheckpointError(
             f"the weights in {base.folder} (step {loaded.step}) are not those of step {base.step} that this run "
             "started from"
         )
     return loaded
-
-
-def _place(base: Base) -> epath.Path:
-    """The checkpoint that was taken, if it is still kept: the run may have trained on since."""
-    own = base.folder / "checkpoints" / str(base.step)
-    return own if own.exists() else base.folder
 
 
 def _first_line(error: BaseException) -> str:

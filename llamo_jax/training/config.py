@@ -18,10 +18,12 @@ class DataConfig:
     rows: Int | None = setting("B, rows of a batch over all devices; None: rows_per_device on each", ge=1)
     rows_per_device: Int = setting("rows of each batch shard, where rows is None", ge=1)
     tokens_per_row: Int = setting("T", ge=2)
-    molecules_per_row: Int = setting("molecules that a row shows, on average over a shard's rows", ge=0)
-    atoms_per_row: Int = setting("their atoms", ge=0)
-    edges_per_row: Int = setting("their directed edges, two for each bond", ge=0)
-    motifs_per_row: Int = setting("their functional groups and rings", ge=0)
+    molecules_per_row: Int | None = setting(
+        "molecules that a row shows, on average over a shard's rows; None: what 99.9 % of the data's rows need", ge=0
+    )
+    atoms_per_row: Int | None = setting("their atoms, likewise", ge=0)
+    edges_per_row: Int | None = setting("their directed edges, two for each bond, likewise", ge=0)
+    motifs_per_row: Int | None = setting("their functional groups and rings, likewise", ge=0)
 
     def __post_init__(self) -> None:
         if not self.source:

@@ -195,7 +195,8 @@ def _starting_weights(config: Config, workdir: epath.Path, program: Program, hav
         if base is None:
             # everything the base run has, so that the digest covers all that this run may need of it
             loaded = checkpoints.load_weights(config.init_from, abstract, config.model.quantize)
-            origin, _ = at(storage.absolute(config.init_from))
+            origin, which = at(storage.absolute(config.init_from))
+            origin = origin / "checkpoints" / str(loaded.step) if which else origin
             base = Base(origin, loaded.step, loaded.digest(), checksums.VERSION)
         else:
             loaded = checkpoints.load_weights_at(base, abstract, config.model.quantize)

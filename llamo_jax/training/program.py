@@ -123,16 +123,18 @@ def _abstract_state(
 
 
 def batch_shape(config: Config, shards: int) -> BatchShape:
-    """The shape of all batches; raises ConfigError if the rows do not divide over the shards."""
+    """The shape of all batches; raises ConfigError if the rows do not divide, or a budget is not given."""
     data = config.data
     rows = data.rows or data.rows_per_device * shards
     if rows % shards:
         raise ConfigError(
             f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
         )
-    row = RowSize(
-        data.tokens_per_row, data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row
-    )
+    budgets = {name: getattr(data, f"{name}_per_row") for name in RowSize._fields}
+    for name, budget in budgets.items():
+        if budget is None:
+            raise ConfigError(f"config.data.{name}_per_row: give a number; there is no data here that would tell")
+    row = RowSize(**budgets)
     vocabulary = config.model.graph_encoder.vocabulary
     return BatchShape(rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
 

@@ -254,9 +254,11 @@ def _check_same(folder: epath.Path, config: Config, there: Mapping[str, Any], he
         distributed.log(f"{folder} began with another version's order of the data; it goes on in this version's")
     base = read_base(folder)
     origin, which = at(storage.absolute(config.init_from)) if config.init_from else (None, "")
-    began = None if base is None else base.folder
-    if began != origin or (base is not None and which.isdigit() and int(which) != base.step):
-        found.append(f"config.init_from={config.init_from!r} (there {'' if began is None else os.fspath(began)!r})")
+    began, at_step = (None, "") if base is None else at(base.folder)
+    if began != origin or (which != at_step and not (which == BEST and at_step)):
+        found.append(
+            f"config.init_from={config.init_from!r} (there {'' if base is None else os.fspath(base.folder)!r})"
+        )
     if found:
         raise ConfigError(f"{folder} holds another run; what differs: {'; '.join(found)}. Choose another --workdir")
     steps = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]

@@ -131,7 +131,7 @@ def test_nothing_is_spent_on_gradients_of_frozen_weights(remat):
     model = dataclasses.replace(
         config.model, language_model=dataclasses.replace(sizes, vocab_size=256), remat=remat, attention="xla"
     )
-    config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, tokens_per_row=64))
+    config = helpers.with_row(dataclasses.replace(config, model=model), helpers.ROW._replace(tokens=64))
     mesh = sharding.single_device_mesh()
     shape = batch_shape(config, 1)
     program = make_program(config, mesh)

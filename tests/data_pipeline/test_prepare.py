@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -334,22 +335,8 @@ def test_own_data_is_divided_counted_and_explained(tmp_path, capsys):
     rows = [f"{'C' * (1 + i % 40)}{'N' * (1 + i // 40)},text {i},{i}" for i in range(400)]
     table.write_text("\n".join(["SMILES,description,extra", *rows, *rows[:7]]) + "\n")
     for split in ("scaffold", "random"):
-        prepare.main(
-            [
-                "--task",
-                "description",
-                "--input",
-                str(table),
-                "--output",
-                str(tmp_path / split),
-                "--split",
-                split,
-                "--validation_fraction",
-                "0.1",
-                "--test_fraction",
-                "0.1",
-            ]
-        )
+        command = ["--task", "description", "--input", str(table), "--output"]
+        prepare.main([*command, str(tmp_path / split), "--split", split])
         said, explained = capsys.readouterr()
         assert "mine.csv: reads 'SMILES', 'description' of ['SMILES', 'description', 'extra']" in explained
         assert "407 rows = 407 conversations + 0 rejected + 0 missing" in said
@@ -365,23 +352,17 @@ def test_own_data_is_divided_counted_and_explained(tmp_path, capsys):
         together = set.union(*shown)
         # by scaffold (of these, the molecule itself), no molecule is in two splits; by row, those twice may be
         assert sum(map(len, shown)) == len(together) or split == "random"
-    prepare.main(
-        [
-            "--task",
-            "description",
-            "--input",
-            str(table),
-            "--output",
-            str(tmp_path / "all"),
-            "--validation_fraction",
-            "0",
-        ]
-    )
+    prepare.main([*command, str(tmp_path / "all"), "--validation_fraction", "0", "--test_fraction", "0"])
+    said = capsys.readouterr().out
+    # two examples as the model sees them: the SMILES, graph tokens, and in brackets what is learned
+    assert "train 0: CN\n  user: " in said
+    assert said.count(" tokens, ") == 2
+    assert re.search(r"<28 graph tokens>.*\[.*text.*\|0.*\]", said)
+    inspect([str(tmp_path / "all"), "--examples", "3"])
+    assert re.findall(r"^train (\d+): ", capsys.readouterr().out, re.MULTILINE) == ["0", "135", "271"]
     assert read_manifest(tmp_path / "all")["splits"] == {"train": 407}
     with pytest.raises(SystemExit):
-        prepare.main(
-            ["--task", "description", "--input", str(table), "--output", str(tmp_path / "x"), "--test_fraction", "0.95"]
-        )
+        prepare.main([*command, str(tmp_path / "x"), "--test_fraction", "0.95"])
     assert "must leave something for training" in capsys.readouterr().err
 
 

@@ -35,7 +35,7 @@ from llamo_jax.evaluation.predictions import read_predictions
 from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
-from llamo_jax.evaluation.text import meteor, rouge_l, rouge_scores, text_scores
+from llamo_jax.evaluation.text import meteor_rows, rouge_l, rouge_rows, text_scores
 from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.loading import load_generator
 from tests import helpers
@@ -102,14 +102,18 @@ def test_meteor_with_and_without_wordnet(shared_data, words_net):
 
     for example in examples:
         pair = tokenizer.split([example["output"]]), tokenizer.split([example["ground_truth"]])
-        assert meteor(*pair, words_net)["meteor"] == pytest.approx(example["meteor_scibert_wordnet"], abs=1e-9)
-        assert meteor(*pair, NoWords())["meteor"] == pytest.approx(example["meteor_scibert_no_wordnet"], abs=1e-9)
+        assert meteor_rows(*pair, words_net)["meteor"].mean() == pytest.approx(
+            example["meteor_scibert_wordnet"], abs=1e-9
+        )
+        assert meteor_rows(*pair, NoWords())["meteor"].mean() == pytest.approx(
+            example["meteor_scibert_no_wordnet"], abs=1e-9
+        )
     rows = published(shared_data, "smiles2caption")
     texts = (tokenizer.split([row[key] for row in rows]) for key in ("prediction", "target"))
     expected = json.loads((shared_data / "molt5_predictions" / "scores.json").read_text())["smiles2caption"]
-    assert round(meteor(*texts, words_net)["meteor"], 4) == expected["meteor"]
+    assert round(meteor_rows(*texts, words_net)["meteor"].mean(), 4) == expected["meteor"]
     toy = [["the molecule has a function as a medication".split()], ["the molecule has a role as a medicine".split()]]
-    assert meteor(*toy, words_net)["meteor"] == pytest.approx(0.87372, abs=1e-5)
+    assert meteor_rows(*toy, words_net)["meteor"].mean() == pytest.approx(0.87372, abs=1e-5)
 
 
 def test_missing_wordnet_is_said_and_not_scored(monkeypatch):
@@ -127,7 +131,7 @@ def test_rouge_is_that_of_rouge_score(pairs):
 
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     expected = [scorer.score(target, prediction) for prediction, target in pairs]
-    got = rouge_scores(*zip(*pairs, strict=True))
+    got = {name: values.mean() for name, values in rouge_rows(*zip(*pairs, strict=True)).items()}
     for name, value in got.items():
         assert value == pytest.approx(np.mean([scores[name].fmeasure for scores in expected]), abs=1e-12)
 

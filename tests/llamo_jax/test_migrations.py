@@ -38,6 +38,8 @@ def test_the_configuration_of_a_run(tmp_path, version):
     if version < 5:
         today.sample_smiles = ("CC(=O)Oc1ccccc1C(=O)O",)
         today.train.update({"keep_best": False, "samples": 0})
+        budgets = {"molecules": 5, "atoms": 72, "edges": 160, "motifs": 32}
+        today.data.update({f"{name}_per_row": budget for name, budget in budgets.items()})
     assert workdir.read_config(tmp_path) == runs.read_config(today)
 
 

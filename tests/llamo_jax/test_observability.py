@@ -156,7 +156,7 @@ def test_progress_counts_from_the_end_of_compiling(monkeypatch):
 
 def test_utilisation_is_of_the_data_sheets_peak(few, monkeypatch):
     """Of two chips at 459 TFLOP/s each, with accumulation; memory where devices tell."""
-    config = changed(small_run(few), accumulate=3)
+    config = helpers.with_row(changed(small_run(few), accumulate=3))
     shape = batch_shape(config, 8)
     program = make_program(config, sharding.make_mesh(config.mesh))
     chip = types.SimpleNamespace(device_kind="TPU v5p", memory_stats=lambda: {"peak_bytes_in_use": 7})

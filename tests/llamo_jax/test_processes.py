@@ -32,6 +32,7 @@ SETTINGS = {
     "train.eval_every": 5,
     "train.checkpoint_every": 5,
     "train.keep_checkpoints": 100,
+    "train.keep_best": False,
     # constant, and low: at once Adam amplifies the rounding of sums in another order
     "train.learning_rate": 2e-4,
     "train.final_learning_rate": 2e-4,
@@ -222,6 +223,9 @@ def survived(few, undisturbed):
     for checkpoint in (workdir / "checkpoints").iterdir():  # it may have come further than the second
         if checkpoint.name != "5":
             shutil.rmtree(checkpoint)
+    # what it had come to is done again: lines of its first attempt must not be taken for that
+    kept = [line for step, line in curve(workdir).items() if step <= 5]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
     half = undisturbed.parent / "half"
     shutil.copytree(workdir, half)
     job = Job(workdir, few, 2, train__steps=100_000, train__checkpoint_every=1_000)

@@ -16,8 +16,9 @@ from configs import stage1, stage2
 from configs.presets import PRESETS
 from data_pipeline.conversation import Message
 from data_pipeline.generic_graph import graph_record
-from data_pipeline.jobs import Settings, prepare_records
+from data_pipeline.jobs import Settings, prepare, prepare_records
 from data_pipeline.loader import BatchLoader
+from data_pipeline.records import read_manifest
 from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
@@ -264,6 +265,31 @@ def small_run(few, module=stage1, **changes):
     return runs.read_config(config)
 
 
+def test_a_row_holds_what_the_data_needs(tmp_path, capsys):
+    """Large molecules are not the ones that are left out; what is given, and what a run began with, stays."""
+    table = tmp_path / "rows.csv"
+    molecules = ["C" * 60, *("C" * length + "O" for length in range(1, 40))]
+    table.write_text("smiles,description\n" + "".join(f"{smiles},An alcohol.\n" for smiles in molecules))
+    source = tmp_path / "data"
+    prepare({"train": [table]}, source, Settings(task="description"))
+    config = stage1.get_config("tiny")
+    config.update_from_flattened_dict({"data.source": str(source), "data.rows": 8, "train.samples": 0})
+    config.train.update({"steps": 2, "log_every": 1, "eval_every": 2, "checkpoint_every": 2, "warmup_steps": 0})
+    config.model.language_model.num_layers = 1
+    read = runs.read_config(config)
+    row = runs.read_data(read, sharding.make_mesh(read.mesh))[1].train.shape.row
+    assert "skipped" not in capsys.readouterr().out
+    shown = read_manifest(source)["lengths"]["train"]
+    assert row.molecules == 256 // shown["tokens"]["0"]  # as many of the shortest as a row's tokens hold, or fewer
+    assert row.atoms >= 60
+    runs.train(dataclasses.replace(read, data=dataclasses.replace(read.data, atoms_per_row=70)), tmp_path / "run")
+    assert runs.train(read, tmp_path / "run").step == 2
+    began = workdir.read_config(tmp_path / "run").data
+    assert (began.atoms_per_row, began.edges_per_row, began.motifs_per_row) == (70, row.edges, row.motifs)
+    with pytest.raises(ConfigError, match=r"config.data.atoms_per_row=75 .there 70"):
+        runs.train(dataclasses.replace(read, data=dataclasses.replace(read.data, atoms_per_row=75)), tmp_path / "run")
+
+
 def interrupted_after(count, training_batches):
     """A `training_batches` whose user presses Ctrl-C while the next batch is fetched."""
 
@@ -368,10 +394,9 @@ def test_adapters_drop_their_inputs_in_training_alone():
 def test_statistics_move_only_with_a_trained_encoder(stage, moves):
     """Through the program that a run uses: stage 2 freezes the encoder, and its BatchNorm with it."""
     config = stage.get_config("tiny")
-    config.data.update({"rows": 8, "tokens_per_row": 96})
-    config.data.update({f"{name}_per_row": size for name, size in helpers.ROW._asdict().items() if name != "tokens"})
+    config.data.rows = 8
     config.model.language_model.num_layers = 1
-    config = runs.read_config(config)
+    config = helpers.with_row(runs.read_config(config))
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1))
     with jax.set_mesh(mesh):
         program = make_program(config, mesh)

@@ -71,7 +71,7 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends(few, tmp_pat
     second = replaced(replaced(small_run(few), "init_from", str(run / "checkpoints" / "best")), "train.steps", 2)
     runs.train(second, tmp_path / "second")
     base = workdir.read_base(tmp_path / "second")
-    assert (base.folder, base.step) == (run.resolve(), best)
+    assert (base.folder, base.step) == (run.resolve() / "checkpoints" / str(best), best)
     second = replaced(second, "train.steps", 4)
     with pytest.raises(ConfigError, match=r"config.init_from=.*checkpoints/20"):
         runs.train(replaced(second, "init_from", str(run / "checkpoints" / "20")), tmp_path / "second")
