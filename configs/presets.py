@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
@@ -51,13 +50,8 @@ def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: 
 
 def _rows(rows: int | None, tokens: int, per_device: int = 8) -> dict:
     """Rows of a batch (None: `per_device` on each), and their tokens; what else a row holds follows from the data."""
-    # a plain None could not be set on the command line
-    return {
-        "rows": placeholder(int) if rows is None else rows,
-        "rows_per_device": per_device,
-        "tokens_per_row": tokens,
-        **{f"{name}_per_row": placeholder(int) for name in ("molecules", "atoms", "edges", "motifs")},
-    }
+    budgets = dict.fromkeys(f"{name}_per_row" for name in ("molecules", "atoms", "edges", "motifs"))
+    return {"rows": rows, "rows_per_device": per_device, "tokens_per_row": tokens, **budgets}
 
 
 def _pretrained(language_model: dict, prompt_style: str) -> dict:

@@ -11,6 +11,7 @@ Run for `tiny`: 2.5 to 3 min on two shared CPU cores; validation loss 0.53.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs.presets import preset as get_preset
 
@@ -36,7 +37,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "task": "description",
                 "tokenizer": "",
                 "cache_dir": "data",
-                **sizes.data,
+                # a plain None could not be set on the command line
+                **{name: placeholder(int) if value is None else value for name, value in sizes.data.items()},
             },
             "train": {
                 "steps": sizes.stage1_steps,

@@ -61,8 +61,8 @@ class Settings:
     task: str
     columns: tasks.Columns = dataclasses.field(default_factory=tasks.Columns)
     table: TableOptions = _ANY_TABLE  # how tables are written, where that shall not be found out
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
+    validation_fraction: float | None = None  # see `fractions`
+    test_fraction: float | None = None
     split: str = "scaffold"  # or "random": what is held out together
     rows_per_shard: int = 1024
     file_format: str = "array_record"
@@ -72,6 +72,13 @@ class Settings:
     show_smiles: bool = True
     num_graph_tokens: int = 28
     tokens_per_row: int = 512  # for which budgets are suggested
+
+    def fractions(self) -> dict[str, float]:
+        """What is held out: a tenth each for validation and test; none for the latter where only the former is given."""
+        validation, test = self.validation_fraction, self.test_fraction
+        if test is None:
+            test = 0.1 if validation is None else 0.0
+        return {"validation": 0.1 if validation is None else validation, "test": test}
 
 
 FINISHED, UNFINISHED = "job.sha256", ".job.sha256"
@@ -138,7 +145,7 @@ def prepare_rows(
             columns=settings.columns,
             found=tuple(map(tuple, cut["found"])),
             names=tuple(names),
-            fractions={"validation": settings.validation_fraction, "test": settings.test_fraction},
+            fractions=settings.fractions(),
             split=settings.split,
             file_format=settings.file_format,
             time_limit=settings.time_limit,
@@ -243,10 +250,9 @@ def is_done(folder: epath.Path, identity: Mapping[str, Any]) -> bool:
 def _identity(settings: Settings) -> dict[str, Any]:
     """What two starts of a job compare; options that do what was done before there were any are none."""
     values = dataclasses.asdict(settings)
+    values |= {f"{split}_fraction": fraction for split, fraction in settings.fractions().items()}
     later = {"table": _ANY_TABLE, "test_fraction": 0.0, "split": "scaffold"}
-    return {
-        name: value for name, value in values.items() if name not in later or getattr(settings, name) != later[name]
-    }
+    return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
 
 def _say(text: str) -> None:

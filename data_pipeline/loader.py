@@ -1,6 +1,7 @@
 """From prepared records to batches: which rows a step holds is known from lengths alone, and read by index."""
 
 import atexit
+import contextlib
 import itertools
 import threading
 import weakref
@@ -256,8 +257,14 @@ class BatchStream(Iterator[Batch]):
         with tf.device("CPU"):
             closed = tf.Variable(False)
 
+        failed: list[Exception] = []
+
         def flat(step: np.ndarray) -> list[np.ndarray]:
-            return jax.tree.leaves(build(int(step)))
+            try:
+                return jax.tree.leaves(build(int(step)))
+            except Exception as error:
+                failed.append(error)
+                raise
 
         def load(step: Any) -> list[Any]:
             return tf.numpy_function(flat, [step], [leaf.dtype for leaf in leaves])
@@ -265,6 +272,7 @@ class BatchStream(Iterator[Batch]):
         steps = tf.data.Dataset.range(first_step, end).take_while(lambda _: tf.logical_not(closed))
         dataset = steps.map(load, num_parallel_calls=2, deterministic=True).prefetch(2)
         self._iterator = dataset.as_numpy_iterator()
+        self._failed = failed
         self._finalizer = weakref.finalize(self, _close, self._iterator, closed)
         self._finalizer.atexit = False  # see below
         _open_streams[id(closed)] = (self._iterator, closed)
@@ -274,7 +282,15 @@ class BatchStream(Iterator[Batch]):
         self._finalizer()
 
     def __next__(self) -> Batch:
-        return jax.tree.unflatten(self._structure, next(self._iterator))
+        try:
+            leaves = next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception:
+            if self._failed:  # TensorFlow makes a page of text of it, in a type of its own
+                raise self._failed[0] from None
+            raise
+        return jax.tree.unflatten(self._structure, leaves)
 
 
 _open_streams: dict[int, tuple[Iterator, Any]] = {}
@@ -291,8 +307,9 @@ def _close(iterator: Iterator, closed: Any) -> None:
 
 def _drain(iterator: Iterator, closed: Any) -> None:
     closed.assign(True)
-    for _ in iterator:
-        pass
+    with contextlib.suppress(Exception):  # a stream whose data is damaged has said so
+        for _ in iterator:
+            pass
     _open_streams.pop(id(closed), None)
 
 

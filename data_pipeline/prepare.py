@@ -45,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
         "--validation_fraction",
         type=float,
         default=default.validation_fraction,
-        help="held out, without --validation_input; default: %(default)s",
+        help="held out, without --validation_input; default: 0.1",
     )
     parser.add_argument(
         "--test_fraction",
         type=float,
         default=default.test_fraction,
-        help="held out, without --test_input; default: %(default)s",
+        help="held out, without --test_input; default: 0.1, or 0 where --validation_fraction is given",
     )
     parser.add_argument(
         "--split", choices=("scaffold", "random"), default=default.split, help="what is held out together"
@@ -121,9 +121,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(prepare_embedded(options.output, runner))
             return
         delimiter = options.delimiter and options.delimiter.replace("\\t", "\t")
-        fractions = (options.validation_fraction, options.test_fraction)
-        if min(fractions) < 0 or sum(fractions) >= 1:
-            parser.error("--validation_fraction and --test_fraction must leave something for training")
         settings = Settings(
             task=options.task,
             columns=tasks.Columns(options.smiles_column, options.text_column, tuple(options.target_column)),
@@ -139,6 +136,9 @@ def main(arguments: list[str] | None = None) -> None:
             show_smiles=not options.hide_smiles,
             tokens_per_row=options.tokens_per_row,
         )
+        fractions = settings.fractions().values()
+        if min(fractions) < 0 or sum(fractions) >= 1:
+            parser.error("--validation_fraction and --test_fraction must leave something for training")
         inputs: Inputs = {None: options.input, "validation": options.validation_input, "test": options.test_input}
         manifest = prepare(inputs, options.output, settings, runner)
     except DataError as error:

@@ -4,12 +4,13 @@ A prepared folder holds `records/` (TFDS, ArrayRecord or TFRecord), `sizes.npz`,
 `tokenizer/`. It appears under its name only when it is complete.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,19 +110,32 @@ class RecordReader:
                 self.sizes: np.ndarray = sizes[split]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{folder}/sizes.npz is damaged ({error}); prepare the data again") from None
-        info = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"])).info
-        self._features = info.features
-        shards = info.splits[split]
-        # not TFDS's own data source: it keeps every file open that it has read from
-        self._files = RecordFiles(list(map(storage.as_path, shards.filepaths)), shards.shard_lengths)
+        with self._whole():
+            info = tfds.builder_from_directory(os.fspath(self.folder / manifest["records"])).info
+            self._features = info.features
+            shards = info.splits[split]
+            # not TFDS's own data source: it keeps every file open that it has read from
+            self._files = RecordFiles(list(map(storage.as_path, shards.filepaths)), shards.shard_lengths)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def fetch(self, indices: Iterable[int]) -> list[Record]:
-        """The records at these positions."""
-        serialized = self._files.fetch(list(indices))
-        return [_from_example(self._features.deserialize_example_np(each)) for each in serialized]
+        """The records at these positions; raises DataError if they are damaged."""
+        with self._whole():
+            serialized = self._files.fetch(list(indices))
+            return [_from_example(self._features.deserialize_example_np(each)) for each in serialized]
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What TFDS, ArrayRecord and protocol buffers say of damaged files, in types of their own, in one line."""
+        try:
+            yield
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise DataError(f"{self.folder}: its records are damaged ({reason}); prepare the data again") from None
 
 
 def read_records(folder: str | os.PathLike, split: str) -> list[Record]:

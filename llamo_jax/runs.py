@@ -107,7 +107,11 @@ def is_finished(config: Config, workdir: os.PathLike, state: TrainState) -> bool
 
 def _as_begun(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
     """With the sizes of a batch that the run began with, where none are asked for; rows else by the devices."""
-    if (workdir / "config.json").exists():  # neither other devices nor another version must change the result
+    try:
+        there = (workdir / "config.json").exists()
+    except Exception:  # an address that nobody answers: who makes the folder says so
+        there = False
+    if there:  # neither other devices nor another version must change the result
         begun = workdirs.read_config(workdir).data
         kept = {name: getattr(begun, name) for name in ("rows", *_BUDGETS) if getattr(config.data, name) is None}
         config = _changed(config, kept)

@@ -5,23 +5,28 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import evaluate as evaluate_config
 from configs import stage1
+from data_pipeline.errors import DataError
 from data_pipeline.records import RecordReader, data_fingerprint, read_manifest
 from data_pipeline.tokenizer import load_tokenizer
+from data_pipeline.torch_files import read_torch
 from llamo_jax import runs
 from llamo_jax.convert import huggingface, official, peft
 from llamo_jax.evaluation import run as evaluation
-from llamo_jax.loading import describe_model
+from llamo_jax.loading import describe_model, load_generator
 from llamo_jax.models import LLaMo
 from llamo_jax.models.folder import read_model
+from llamo_jax.parameters import WeightsError
 from llamo_jax.training import metrics, workdir
 from llamo_jax.weights import read_folder
 from tests import helpers
@@ -219,3 +224,54 @@ def test_git_lfs_pointers_are_called_by_their_name(files, tmp_path):
     next((tmp_path / "weights").glob("*.safetensors")).write_text(pointer)
     with pytest.raises(runs.UserError, match="Git LFS pointer, not the weights"):
         read(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "overwritten"])
+def test_damaged_records_are_told_in_one_line(few, tmp_path, damage):
+    """By whoever reads them, also where tf.data's threads do."""
+    shutil.copytree(few / "description", tmp_path / "data")
+    (path,) = (tmp_path / "data" / "records").rglob("*-train.array_record-*")
+    content = path.read_bytes()
+    third = len(content) // 3
+    path.write_bytes({"empty": b"", "cut": content[:third], "overwritten": b"\xff" * len(content)}[damage])
+    with pytest.raises(DataError, match=r"data: its records are damaged \(.*\); prepare the data again"):
+        RecordReader(tmp_path / "data", "train").fetch([0])
+    config = stage1.get_config("tiny")
+    config.update_from_flattened_dict({"data.source": str(tmp_path / "data"), "data.rows": 8, "train.samples": 0})
+    config.model.language_model.num_layers = 1
+    with pytest.raises(DataError, match="its records are damaged"):
+        runs.train(runs.read_config(config), tmp_path / "run")
+
+
+def test_damaged_descriptions_of_checkpoints(trained, tmp_path):
+    """What Orbax keeps beside the arrays: the checkpoint loads all the same, or it is said which does not."""
+    inside = sorted((trained / "checkpoints").rglob("*"))
+    files = [path for path in inside if path.is_file() and path.parent.name != "d"]
+    assert len(files) > 3
+    for path in files:
+        for number, content in enumerate((b"[]", b"\xff\xfe")):
+            copy = tmp_path / f"{path.name}-{number}"
+            shutil.copytree(trained, copy)
+            (copy / path.relative_to(trained)).write_bytes(content)
+            said = ""
+            try:
+                load_generator(copy / "checkpoints" / "best")
+            except workdir.CheckpointError as error:
+                said = str(error)
+            assert said == "" or (str(copy) in said and "\n" not in said)
+            shutil.rmtree(copy)
+
+
+def test_torch_files_that_unpack_to_more_than_they_are(tmp_path):
+    rows = [{"smiles": "C" * 1000, "description": "An alkane."}] * 100
+    torch.save(rows, tmp_path / "stored.pt")
+    assert len(list(read_torch(tmp_path / "stored.pt"))) == 100
+    with zipfile.ZipFile(tmp_path / "stored.pt") as stored, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for member in stored.infolist():
+            packed.writestr(member.filename, stored.read(member), zipfile.ZIP_DEFLATED)
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name, reason in (("packed.pt", "is compressed, which torch never does; refused"), ("empty.pt", "is empty")):
+        with pytest.raises(DataError, match=f"{name}.* {reason}"):
+            list(read_torch(tmp_path / name))
+        with pytest.raises(WeightsError, match=f"{name}.* {reason}"):
+            official.read_torch(tmp_path / name)

@@ -198,15 +198,14 @@ def as_array(name: str, tensor: Any) -> Any:
 def read_torch(path: Path) -> dict[str, Any]:
     """The mapping in a torch file; raises WeightsError if torch is missing, or refuses to load it safely."""
     try:
-        check_archive(path)
-    except (DataError, OSError) as error:
-        raise WeightsError(str(error)) from None
-    try:
         import torch
     except ImportError:
         raise WeightsError(f"{path}: reading torch files needs torch: pip install 'llamo_jax[convert]'") from None
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except DataError as error:
+        raise WeightsError(str(error)) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path}: torch refuses to load it safely ({reason})") from None

@@ -83,7 +83,9 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
         extra = _beyond(config, generator, found.examples)
         metrics: dict[str, Any] = {"task": config.task, "rows": len(rows)}
         if distributed.is_main():
+            of_questions = extra.get("group_questions", {}).pop("intervals", {})
             metrics |= score(config.task, rows, tokenizer) | extra
+            metrics["intervals"] |= {f"group_questions.{name}": each for name, each in of_questions.items()}
             metrics |= {
                 "model": {"checkpoint": config.checkpoint, "fingerprint": about["model"]},
                 "source": {"data": config.data, "split": config.split, "fingerprint": about["data"]},

@@ -130,11 +130,11 @@ def batch_shape(config: Config, shards: int) -> BatchShape:
         raise ConfigError(
             f"config.data.rows={data.rows} does not divide over {shards} batch shards; set --config.data.rows"
         )
-    budgets = {name: getattr(data, f"{name}_per_row") for name in RowSize._fields}
-    for name, budget in budgets.items():
-        if budget is None:
-            raise ConfigError(f"config.data.{name}_per_row: give a number; there is no data here that would tell")
-    row = RowSize(**budgets)
+    budgets = (data.molecules_per_row, data.atoms_per_row, data.edges_per_row, data.motifs_per_row)
+    known = [budget for budget in budgets if budget is not None]
+    if len(known) < len(budgets):
+        raise ConfigError(f"config.data: {budgets} is what a row holds, and no data are here that would tell the rest")
+    row = RowSize(data.tokens_per_row, *known)
     vocabulary = config.model.graph_encoder.vocabulary
     return BatchShape(rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
 

@@ -181,10 +181,12 @@ def test_kinds_are_told_apart_by_name():
         PROJECTORS.register(MultiLevelConfig)
 
 
-@pytest.mark.parametrize(("given", "rows"), [([], None), (["--config.data.rows=64"], 64)])
-def test_rows_that_follow_the_devices_can_be_set_on_the_command_line(monkeypatch, given, rows):
+@pytest.mark.parametrize("field", ["rows", "molecules_per_row", "atoms_per_row", "edges_per_row", "motifs_per_row"])
+@pytest.mark.parametrize("value", [None, 64])
+def test_sizes_that_follow_from_devices_and_data_can_be_set_on_the_command_line(monkeypatch, field, value):
+    given = [] if value is None else [f"--config.data.{field}={value}"]
     monkeypatch.setattr("sys.argv", ["launch.py", *given])  # where config_flags looks for fields
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", stage1.get_config("llama2_7b"), flag_values=values)
     values(["launch.py", *given])
-    assert runs.read_config(values.config).data.rows == rows
+    assert getattr(runs.read_config(values.config).data, field) == value
