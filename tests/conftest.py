@@ -33,7 +33,7 @@ SLOWEST = {
     "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
     "test_training": ("test_runs_repeat_continue_and_chain",),
 }
-"""Beginnings of the names of tests that take minutes together, by file: for `make test-all` and `.ci/run`."""
+"""Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
