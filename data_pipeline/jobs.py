@@ -74,7 +74,7 @@ class Settings:
     tokens_per_row: int = 512  # for which budgets are suggested
 
     def fractions(self) -> dict[str, float]:
-        """What is held out: a tenth each for validation and test; where only the former is given, none for the latter."""
+        """What is held out: a tenth each for validation and test; none for the latter if only the former is given."""
         validation, test = self.validation_fraction, self.test_fraction
         if test is None:
             test = 0.1 if validation is None else 0.0

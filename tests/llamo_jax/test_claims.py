@@ -89,5 +89,6 @@ def test_verdicts_are_those_of_a_reader(shared_data):
                 found.add(Verdict(row, _named(claim), molecule.has(claim)))
     right = len(found & expected)
     differing = sorted(found ^ expected)
+    print(f"{len(expected)} verdicts; precision {right / len(found):.3f}, recall {right / len(expected):.3f}")
     assert right / len(found) >= 0.97, differing  # precision
     assert right / len(expected) >= 0.97, differing  # recall
