@@ -12,9 +12,6 @@ from pathlib import Path
 
 LOCK = Path(__file__).with_name("requirements.lock")
 
-ALSO = {"torch": ("60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",)}
-"""Other files of the same version that will do: PyPI's torch, where the one for CPUs alone is not to be had."""
-
 
 def lock(report: Path) -> str:
     """The lines of the lock file."""
@@ -23,9 +20,7 @@ def lock(report: Path) -> str:
         checksums = package["download_info"].get("archive_info", {}).get("hashes")
         if checksums:  # this project itself has none
             name, version = (package["metadata"][field] for field in ("name", "version"))
-            hashes = (checksums["sha256"], *ALSO.get(name, ()))
-            allowed = " ".join(f"--hash=sha256:{value}" for value in hashes)
-            lines.append(f"{name.lower()}=={version.partition('+')[0]} {allowed}")
+            lines.append(f"{name.lower()}=={version} --hash=sha256:{checksums['sha256']}")
     return "# Made by .ci/lock.py, which tells how.\n" + "\n".join(sorted(lines)) + "\n"
 
 

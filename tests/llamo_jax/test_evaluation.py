@@ -412,6 +412,24 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     assert "graph_use" not in metrics
 
 
+def test_a_file_is_read_as_prepare_reads_it(trained, tmp_path):
+    """Columns and the table's form are given in the same words; without them the file is refused."""
+    table = tmp_path / "mine.txt"
+    table.write_text(
+        'structure;"what it is"\nCCO;"An alcohol; it has two carbons."\nCCN;"An amine."\n', encoding="utf-16"
+    )
+    given = {"smiles_column": "structure", "text_column": "what it is", "delimiter": ";", "encoding": "utf-16"}
+    nothing = {"graph_use": 0, "group_questions": 0}
+    metrics = run.evaluate(evaluation(trained, table, **nothing, **given), tmp_path / "run")
+    rows = helpers.json_lines(tmp_path / "run" / "predictions.jsonl")
+    assert [(row["smiles"], row["target"]) for row in rows] == [
+        (["CCO"], "An alcohol; it has two carbons."), (["CCN"], "An amine.")
+    ]  # fmt: skip
+    assert metrics["rejected"] == {}
+    with pytest.raises(DataError, match="--smiles_column"):
+        run.evaluate(evaluation(trained, table, **nothing), tmp_path / "refused")
+
+
 def next_log_probabilities(generator, record, *, questions_only=False):
     """float[V]: of what follows a prompt, from the whole model's logits in one pass."""
     (prompt,) = generator.encoder.encode([record])
