@@ -1,5 +1,6 @@
 """Runs from a configuration: wires data, model and training together. What `launch.py` calls."""
 
+import bisect
 import contextlib
 import dataclasses
 import itertools
@@ -255,9 +256,13 @@ def _sample_records(sources: Mapping[epath.Path, float], count: int) -> list[Rec
         for folder in sources
         if count and "validation" in read_manifest(folder)["splits"]
     ]
-    rows = [(reader, index) for reader in readers for index in range(len(reader))]
-    chosen = [rows[number * len(rows) // count] for number in range(min(count, len(rows)))]
-    records = [reader.fetch([index])[0] for reader, index in chosen]
+    ends = list(itertools.accumulate(map(len, readers)))
+    total = ends[-1] if ends else 0
+    shown = min(count, total)
+    records = []
+    for place in [number * total // shown for number in range(shown)]:
+        which = bisect.bisect_right(ends, place)
+        records += readers[which].fetch([place - (ends[which] - len(readers[which]))])
     return [record for record in records if record.conversation.messages[-1].role == "assistant"]
 
 
@@ -272,8 +277,11 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=SAMPLE_TOKENS))
         try:
             answers = generator.answer_records(prompts)
-        except ConfigError as error:  # no room beside the optimizer's state: training needs no samples
-            logging.warning("no sample answers: %s", error)
+        except (ConfigError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # no room beside the optimizer's state: training needs no samples
+            logging.warning("no sample answers: %s", str(error).splitlines()[0])
             return []
         found: list[dict[str, Any]] = [
             {

@@ -339,6 +339,7 @@ class _Samples:
         if self._sampler is None or (unless_there and not distributed.all_agree(not self._there)):
             return
         answers = self._sampler(self._definition, {**frozen, **state.trained, **state.statistics})
+        distributed.moved(step)
         if not distributed.is_main():
             return
         with storage.LineWriter(self._path) as file:
