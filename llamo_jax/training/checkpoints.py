@@ -241,6 +241,7 @@ class Checkpoints:
                 (self.path / str(step)).rename(place)
         distributed.wait("damaged checkpoints set aside")
         self._checkpointer = self._open()
+        self._best = self.best() if self._keep_best else None  # it may have been one of them
 
     def _step(self, which: str) -> int:
         """What `workdir.at` calls so; raises CheckpointError if it is not there."""

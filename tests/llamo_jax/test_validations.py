@@ -12,7 +12,7 @@ from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.loading import load_generator
 from llamo_jax.training import checkpoints, workdir
-from tests.llamo_jax.test_faults import replaced
+from tests.llamo_jax.test_faults import abstract, replaced, state_at
 from tests.llamo_jax.test_training import small_run
 
 
@@ -76,3 +76,27 @@ def test_the_best_checkpoint_is_kept_and_a_run_that_gets_worse_ends(few, tmp_pat
     with pytest.raises(ConfigError, match=r"config.init_from=.*checkpoints/20"):
         runs.train(replaced(second, "init_from", str(run / "checkpoints" / "20")), tmp_path / "second")
     assert int(runs.train(second, tmp_path / "second").step) == 4
+
+
+def test_a_damaged_best_checkpoint_is_best_no_more(tmp_path):
+    """What was set aside must not keep a later one from being kept."""
+    with checkpoints.Checkpoints(tmp_path, "a run", keep=1, keep_best=True) as saved:
+
+        def save(step, loss):
+            saved.save(state_at(step), loss)
+            saved.finish()
+
+        save(2, 0.1)
+        save(4, 0.5)
+        assert saved.steps() == [4, 2]
+        for path in (tmp_path / "checkpoints" / "4" / "state").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    with checkpoints.Checkpoints(tmp_path, "a run", keep=1, keep_best=True) as saved:
+        assert int(saved.restore(abstract(state_at(2))).step) == 2  # the best, and the only whole one
+        saved._set_aside([2])
+        for step, loss in ((6, 0.3), (8, 0.4)):
+            saved.save(state_at(step), loss)
+            saved.finish()
+        assert saved.steps() == [8, 6]
+        assert saved.best() == (6, 0.3)
