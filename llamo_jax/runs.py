@@ -35,9 +35,8 @@ from data_pipeline.records import (
 )
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import distributed, sharding
-from llamo_jax.config import ConfigError, DecodingConfig, differences, from_dict, to_dict
+from llamo_jax.config import ConfigError, DecodingConfig, from_dict
 from llamo_jax.generation.generator import Generator
-from llamo_jax.models.config import ARCHITECTURE
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays, WeightsError
 from llamo_jax.training import loop
@@ -75,11 +74,10 @@ def train(config: Config, workdir: os.PathLike) -> TrainState:
     """
     use_compilation_cache()
     mesh = sharding.make_mesh(config.mesh)
-    config = _as_begun(config, mesh, storage.as_path(workdir))
+    config = workdirs.check(workdir, config)
+    config = _changed(config, {"rows": config.data.rows or config.data.rows_per_device * sharding.batch_shards(mesh)})
     distributed.log(sharding.describe(mesh, config.data.rows))
-    # before anything takes time: what starts from what, rules and patterns that match nothing, molecules that are none
-    if config.init_from:
-        _check_base(config)
+    # before anything takes time: rules and patterns that match nothing, molecules that are none
     for smiles in config.sample_smiles:
         parse_smiles(smiles)
     check_sinks(config.train.sinks)
@@ -106,25 +104,8 @@ def is_finished(config: Config, workdir: os.PathLike, state: TrainState) -> bool
     return step >= config.train.steps or validations.ended(config.train.early_stopping)
 
 
-def _as_begun(config: Config, mesh: Mesh, workdir: epath.Path) -> Config:
-    """With the sizes of a batch that the run began with, where none are asked for; rows else by the devices."""
-    try:
-        there = (workdir / "config.json").exists()
-    except Exception:  # an address that nobody answers: who makes the folder says so
-        there = False
-    if there:  # neither other devices nor another version must change the result
-        begun = workdirs.read_config(workdir).data
-        kept = {name: getattr(begun, name) for name in ("rows", *_BUDGETS) if getattr(config.data, name) is None}
-        config = _changed(config, kept)
-    return _changed(config, {"rows": config.data.rows or config.data.rows_per_device * sharding.batch_shards(mesh)})
-
-
-_BUDGETS = tuple(f"{name}_per_row" for name in RowSize._fields)
-"""Fields of config.data, in the order of RowSize."""
-
-
 def _fields(row: RowSize) -> dict[str, int]:
-    return dict(zip(_BUDGETS, row, strict=True))
+    return dict(zip(workdirs.BUDGETS, row, strict=True))
 
 
 def _changed(config: Config, data: Mapping[str, Any]) -> Config:
@@ -227,7 +208,7 @@ def _budgets(config: Config, records: Sequence[EncodedRecords]) -> dict[str, int
     """What a row holds: as configured, else what the rows of every one of these need (data_pipeline.lengths)."""
     tokens = config.data.tokens_per_row
     needed = [suggest_budgets(each.sizes, each.lengths, tokens) for each in records]
-    configured = {name: getattr(config.data, name) for name in _BUDGETS}
+    configured = {name: getattr(config.data, name) for name in workdirs.BUDGETS}
     return {name: max(each[name] for each in needed) if value is None else value for name, value in configured.items()}
 
 
@@ -296,22 +277,6 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         return found
 
     return sample
-
-
-def _check_base(config: Config) -> None:
-    """Raises ConfigError if what the run starts from is another model: shapes alone would not tell."""
-    base, _ = workdirs.read_model_config(config.init_from)
-    for part in ARCHITECTURE:
-        if part == "lora" and not base.lora.rank:
-            continue
-        theirs, ours = (_without_dropout(to_dict(getattr(model, part))) for model in (base, config.model))
-        found = differences(theirs, ours, f"config.model.{part}")
-        if found:
-            raise ConfigError(f"config.model.{part} is not that of config.init_from: {', '.join(found)}")
-
-
-def _without_dropout(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "dropout"}
 
 
 def use_compilation_cache() -> None:

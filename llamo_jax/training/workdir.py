@@ -8,6 +8,7 @@ checkpoints/    see llamo_jax.training.checkpoints
 metrics.jsonl, samples.jsonl, TensorBoard's events
 """
 
+import dataclasses
 import os
 import re
 import secrets
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from data_pipeline import storage
+from data_pipeline.batch import RowSize
 from data_pipeline.errors import DataError
 from data_pipeline.packing import PACKING_VERSION
 from llamo_jax import distributed
 from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
 from llamo_jax.models import ModelConfig
+from llamo_jax.models.config import ARCHITECTURE
 from llamo_jax.models.folder import is_model_folder, read_model
 from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.training.config import Config
@@ -64,6 +67,9 @@ MAY_CHANGE = (
     "train.sinks",
 )
 """Fields that may differ between two starts of one run; every other one is part of its identity."""
+
+BUDGETS = tuple(f"{name}_per_row" for name in RowSize._fields)
+"""Fields of config.data, in the order of RowSize."""
 
 
 class CheckpointError(ValueError):
@@ -174,6 +180,49 @@ def _parsed(path: epath.Path, cls: type[T], values: Mapping[str, Any]) -> T:
         return from_dict(cls, values, f"{path}: config")
     except ConfigError as error:
         raise CheckpointError(f"{error}; a kind of your own must be imported before its runs are read") from None
+
+
+def check(folder: epath.PathLike, config: Config) -> Config:
+    """Raises what can be known before data are read: ConfigError for another run in `folder`, or another base model.
+
+    Returns the configuration with the sizes of a batch that the run in `folder` began with, where none are asked for:
+    neither other devices nor another version must change its result. CheckpointError: a folder that cannot be read.
+    """
+    if config.init_from:
+        _check_base(config)
+    folder = storage.as_path(folder)
+    try:
+        there = (folder / "config.json").exists()
+        strangers = not there and folder.exists() and storage.contents(folder)
+    except Exception:  # an address that nobody answers: who makes the folder says so
+        return config
+    if strangers and not (folder / "run.json").exists():
+        raise ConfigError(f"{folder} is not empty and holds no run; choose another --workdir")
+    if not there:
+        return config
+    begun = read_config(folder).data
+    kept = {name: getattr(begun, name) for name in ("rows", *BUDGETS) if getattr(config.data, name) is None}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
+    run = _stored_run(folder)
+    if run is not None and _has_results(folder):
+        _check_same(folder, config, run["identity"], run["identity"] | {"config": identity(config, (), "")["config"]})
+    return config
+
+
+def _check_base(config: Config) -> None:
+    """Raises ConfigError if what the run starts from is another model: shapes alone would not tell."""
+    base, _ = read_model_config(config.init_from)
+    for part in ARCHITECTURE:
+        if part == "lora" and not base.lora.rank:
+            continue
+        theirs, ours = (_without_dropout(to_dict(getattr(model, part))) for model in (base, config.model))
+        found = differences(theirs, ours, f"config.model.{part}")
+        if found:
+            raise ConfigError(f"config.model.{part} is not that of config.init_from: {', '.join(found)}")
+
+
+def _without_dropout(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "dropout"}
 
 
 def identity(config: Config, data: Sequence[tuple[str, float]], prompt: str) -> dict[str, Any]:
