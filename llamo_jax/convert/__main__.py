@@ -2,6 +2,7 @@ r"""Weights in and out of other formats.
 
     python -m llamo_jax.convert from_huggingface --language_model DIR_OR_HUB_ID [--graph_encoder molecule_model.pth] \
         [--projector projector.safetensors] [--adapter PEFT_DIR] --output DIR
+    python -m llamo_jax.convert from_gguf --language_model FILE.gguf [--dtype bfloat16] [...as above] --output DIR
     python -m llamo_jax.convert from_official --checkpoint llamo.ckpt --language_model DIR_OR_HUB_ID --output DIR
     python -m llamo_jax.convert to_peft --checkpoint DIR --base_model DIR_OR_HUB_ID --output DIR
     python -m llamo_jax.convert to_huggingface --checkpoint DIR --output DIR
@@ -29,7 +30,7 @@ from data_pipeline.prompt import PROMPT_STYLES
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError, PromptConfig, differences, to_dict
-from llamo_jax.convert import huggingface, official, peft
+from llamo_jax.convert import gguf_files, huggingface, official, peft
 from llamo_jax.convert.names import adapted_projections, below, language_model_rules, prefixed
 from llamo_jax.models import DecoderConfig, LoRAConfig, ModelConfig
 from llamo_jax.models.config import Dtype
@@ -46,7 +47,25 @@ from llamo_jax.weights import Weights, write_file
 def from_huggingface(options: argparse.Namespace) -> None:
     """A language model, and what is given of the graph side, as a model folder."""
     folder = huggingface.locate(options.language_model)
-    decoder, language_model, hf = huggingface.read_language_model(folder)
+    _from_language_model(options, *huggingface.read_language_model(folder), _tokenizer(options, folder), folder)
+
+
+def from_gguf(options: argparse.Namespace) -> None:
+    """The same from a language model in a GGUF file, dequantised."""
+    file = gguf_files.read(options.language_model)
+    found = gguf_files.read_language_model(file, np.dtype(options.dtype))
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else gguf_files.read_tokenizer(file)
+    _from_language_model(options, *found, tokenizer, options.language_model)
+
+
+def _from_language_model(
+    options: argparse.Namespace,
+    decoder: DecoderConfig,
+    language_model: dict[str, Any],
+    hf: dict[str, Any],
+    tokenizer: TextTokenizer | None,
+    source: Path,
+) -> None:
     lora, notes = huggingface.NO_LORA, list[str]()
     if options.adapter:
         lora, adapter = peft.read_adapter(options.adapter, decoder, language_model, notes)
@@ -58,7 +77,7 @@ def from_huggingface(options: argparse.Namespace) -> None:
     if options.projector:
         weights |= prefixed("projector/", official.read_projector(options.projector, projector, encoder, decoder.width))
     config = _model_config(encoder, projector, decoder, lora, language_model["embedding"].dtype)
-    _write(options, config, weights, hf, folder, notes)
+    _write(options, config, weights, hf, tokenizer, source, notes)
 
 
 def from_official(options: argparse.Namespace) -> None:
@@ -73,7 +92,7 @@ def from_official(options: argparse.Namespace) -> None:
     }
     dtype = stored.language_model["embedding"].dtype
     config = _model_config(official.GRAPH_ENCODER, official.PROJECTOR, stored.decoder, stored.lora, dtype)
-    _write(options, config, weights, hf, folder, stored.notes)
+    _write(options, config, weights, hf, _tokenizer(options, folder), folder, stored.notes)
 
 
 def to_peft(options: argparse.Namespace) -> None:
@@ -168,10 +187,10 @@ def _write(
     config: ModelConfig,
     weights: Weights,
     hf: dict[str, Any],
+    tokenizer: TextTokenizer | None,
     language_model: Path,
     notes: list[str],
 ) -> None:
-    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else _tokenizer(language_model)
     if tokenizer is None:
         notes.append(f"{language_model} has no tokenizer; give --tokenizer DIR, or config.data.tokenizer in training")
     style: Any = options.prompt_style or _prompt_style(tokenizer, language_model)
@@ -194,7 +213,10 @@ def _prompt_style(tokenizer: TextTokenizer | None, language_model: Path) -> Lite
     return "llama2" if re.search(r"llama-?2.*chat", language_model.name, re.IGNORECASE) else "plain"
 
 
-def _tokenizer(folder: Path) -> TextTokenizer | None:
+def _tokenizer(options: argparse.Namespace, folder: Path) -> TextTokenizer | None:
+    """What is asked for, or else that of a language model's folder, if it has one."""
+    if options.tokenizer:
+        return load_tokenizer(options.tokenizer)
     try:
         return load_tokenizer(folder)
     except DataError:
@@ -254,17 +276,22 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--output", required=True, type=epath.Path, metavar="DIR", help="a new folder")
         return sub
 
-    for sub in (incoming := [command(from_huggingface), command(from_official)]):
+    hugging_face, in_gguf, lightning = command(from_huggingface), command(from_gguf), command(from_official)
+    for sub in (hugging_face, lightning):
         sub.add_argument("--language_model", required=True, metavar="DIR_OR_HUB_ID")
+    in_gguf.add_argument("--language_model", required=True, type=Path, metavar="FILE.gguf")
+    in_gguf.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32, exact")
+    for sub in (hugging_face, in_gguf, lightning):
         sub.add_argument("--tokenizer", type=epath.Path, metavar="DIR", help="default: the language model's own")
-    incoming[0].add_argument("--graph_encoder", type=Path, metavar="FILE", help="MoleculeSTM's molecule_model.pth")
-    incoming[0].add_argument("--projector", type=Path, metavar="FILE", help="as to_huggingface writes it")
-    incoming[0].add_argument("--adapter", type=Path, metavar="PEFT_DIR")
-    incoming[0].add_argument(
-        "--prompt_style", choices=PROMPT_STYLES, help="default: the model's own chat template, or llama2, or plain"
-    )
-    incoming[1].add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the Lightning checkpoint")
-    incoming[1].set_defaults(prompt_style="llama2")
+    for sub in (hugging_face, in_gguf):
+        sub.add_argument("--graph_encoder", type=Path, metavar="FILE", help="MoleculeSTM's molecule_model.pth")
+        sub.add_argument("--projector", type=Path, metavar="FILE", help="as to_huggingface writes it")
+        sub.add_argument("--adapter", type=Path, metavar="PEFT_DIR")
+        sub.add_argument(
+            "--prompt_style", choices=PROMPT_STYLES, help="default: the model's own chat template, or llama2, or plain"
+        )
+    lightning.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="the Lightning checkpoint")
+    lightning.set_defaults(prompt_style="llama2")
     for sub in (outgoing := [command(to_peft), command(to_huggingface)]):
         sub.add_argument("--checkpoint", required=True, type=epath.Path, metavar="DIR", help="a run or a model folder")
     outgoing[0].add_argument("--base_model", default="", metavar="DIR_OR_HUB_ID", help="named in adapter_config.json")

@@ -358,15 +358,25 @@ def rope_tables(
     Of numpy's positions they are constants of the program. XLA on CPU computes functions of others wherever they are
     used, for every head of every layer.
     """
-    # in numpy: constants of the program, the same on every device, in float32 as Hugging Face computes them
-    exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width
-    frequencies = (1.0 / config.rope_theta**exponent).astype(np.float32)
+    frequencies = _frequencies(config)
     if config.rope_scaling is not None:
         frequencies = _scaled_frequencies(frequencies, config.rope_scaling)
     angles = positions[..., None].astype(np.float32) * frequencies
     if isinstance(positions, np.ndarray):
         return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def stretches(config: DecoderConfig, scaling: RopeScaling) -> Float[np.ndarray, " half"]:
+    """By how much a scaling stretches each of the H/2 wavelengths, float32."""
+    frequencies = _frequencies(config)
+    return frequencies / _scaled_frequencies(frequencies, scaling)
+
+
+def _frequencies(config: DecoderConfig) -> np.ndarray:
+    """In numpy: constants of the program, the same on every device, in float32 as Hugging Face computes them."""
+    exponent = np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width
+    return (1.0 / config.rope_theta**exponent).astype(np.float32)
 
 
 def _scaled_frequencies(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
