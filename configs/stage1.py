@@ -31,7 +31,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "init_from": sizes.init_from,
             "sample_smiles": (),
             "model": sizes.model,
-            "prompt": {"style": sizes.prompt_style, "show_smiles": True},
+            "prompt": {"style": sizes.prompt_style, "show_smiles": True, "show_graph": True},
             "data": {
                 "source": "embedded",
                 "task": "description",
@@ -42,6 +42,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             },
             "train": {
                 "steps": sizes.stage1_steps,
+                "objective": "answers",
                 "accumulate": 1,
                 "schedule": "warmup_cosine",
                 "learning_rate": 1.5e-3 if from_scratch else 1e-4,
@@ -57,6 +58,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
                 "log_every": 20,
                 "eval_every": 200,
                 "eval_batches": 64,
+                "graph_use_every": 200,
                 "checkpoint_every": 200,
                 "keep_checkpoints": 2,
                 "keep_best": True,

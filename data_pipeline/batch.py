@@ -193,6 +193,18 @@ def collate(rows: Sequence[Sequence[EncodedConversation]], shape: BatchShape) ->
     return Batch(tokens, targets, target_mask, positions, segments, slot, query, molecules)
 
 
+def with_other_graphs(batch: Batch) -> Batch:
+    """The same conversations, SMILES included, each with the graph of a molecule half of its shard away.
+
+    batch: of numpy arrays. A shard with a single molecule keeps it.
+    """
+    shards = batch.molecules.atoms.n_node.shape[0]
+    slot = batch.molecule_slot.reshape(shards, -1)
+    count = slot.max(axis=1, keepdims=True) + 1
+    other = (slot + np.maximum(1, count // 2)) % np.maximum(count, 1)
+    return batch._replace(molecule_slot=np.where(slot < 0, -1, other).reshape(batch.molecule_slot.shape))
+
+
 def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph.GraphsTuple, jraph.GraphsTuple]:
     """One shard's atoms and motifs, padded; int32 throughout, where jraph's own batching would give int64."""
     num_slots, num_atoms, num_edges, num_motifs = shape.per_shard()

@@ -44,7 +44,7 @@ class EncodedRecords:
     def __init__(self, reader: RecordReader, encoder: PromptEncoder):
         self._reader = reader
         self._encoder = encoder
-        self.sizes = reader.sizes
+        self.sizes = reader.sizes if encoder.show_graph else np.zeros_like(reader.sizes)
         self.lengths = token_lengths(reader, encoder)
         self._kept: dict[int, EncodedConversation] = {}
 

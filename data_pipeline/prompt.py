@@ -221,10 +221,13 @@ def _stripped(text: str, *, is_target: bool = False, bare: bool = False, strip: 
 class PromptEncoder:
     """Encodes conversations in one prompt style with one tokenizer, for a model with `num_graph_tokens` (Q).
 
+    show_smiles, show_graph: what of a molecule the prompts show; without its graph, no molecule enters a batch.
     end_id: the token that ends an answer in training; stop_ids: those that end a generated one.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, num_graph_tokens: int, *, style: str, show_smiles: bool):
+    def __init__(
+        self, tokenizer: TextTokenizer, num_graph_tokens: int, *, style: str, show_smiles: bool, show_graph: bool = True
+    ):
         if style not in PROMPT_STYLES:
             raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(sorted(PROMPT_STYLES))}")
         self.tokenizer = tokenizer
@@ -232,6 +235,7 @@ class PromptEncoder:
         self._style_name = style
         self._style = PROMPT_STYLES[style]
         self._show_smiles = show_smiles
+        self.show_graph = show_graph
         self.end_id = self._end_of_answer()
         self.stop_ids = tuple(dict.fromkeys((self.end_id, tokenizer.eos_id)))
 
@@ -250,6 +254,7 @@ class PromptEncoder:
             self._style_name,
             self._show_smiles,
             self.num_graph_tokens,
+            *([] if self.show_graph else ["no graphs"]),
         )
         if self._style_name == "chat_template" and isinstance(self.tokenizer, SentencePieceTokenizer):
             # not in its own
@@ -257,7 +262,8 @@ class PromptEncoder:
         return _digest(parts)
 
     def _layout(self, conversation: Conversation) -> Iterator[Piece]:
-        return self._style(conversation, self._show_smiles, self.tokenizer)
+        pieces = self._style(conversation, self._show_smiles, self.tokenizer)
+        return pieces if self.show_graph else (piece for piece in pieces if not isinstance(piece, Graph))
 
     def _end_of_answer(self) -> int:
         turn = Conversation((), (Message("user", "?"), Message("assistant", "!")))
@@ -288,6 +294,7 @@ class PromptEncoder:
         for start, index in spans:
             molecule[start : start + count] = index
             query[start : start + count] = np.arange(count)
+        graphs = graphs if self.show_graph else ()
         return EncodedConversation(np.array(tokens, np.int32), np.array(target, bool), molecule, query, graphs)
 
 

@@ -270,6 +270,7 @@ class PromptConfig:
 
     style: Literal["plain", "llama2", "chat_template"] = setting("how turns are marked")
     show_smiles: Bool = setting("whether the prompt also shows the molecule's SMILES")
+    show_graph: Bool = setting("whether it shows the graph tokens; False: a language model alone", default=True)
 
 
 @settings

@@ -49,7 +49,13 @@ def load_generator(
     if missing:
         raise workdir.CheckpointError(f"{folder} is not a whole model; it lacks {missing}")
     tokenizer = load_tokenizer(workdir.at(folder)[0] / "tokenizer")
-    encoder = PromptEncoder(tokenizer, model.num_graph_tokens, style=prompt.style, show_smiles=prompt.show_smiles)
+    encoder = PromptEncoder(
+        tokenizer,
+        model.num_graph_tokens,
+        style=prompt.style,
+        show_smiles=prompt.show_smiles,
+        show_graph=prompt.show_graph,
+    )
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
 
 

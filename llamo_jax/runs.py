@@ -181,7 +181,11 @@ def _encoder(config: Config, tokenizer: TextTokenizer) -> PromptEncoder:
             f"{config.model.language_model.vocab_size}"
         )
     return PromptEncoder(
-        tokenizer, config.model.num_graph_tokens, style=config.prompt.style, show_smiles=config.prompt.show_smiles
+        tokenizer,
+        config.model.num_graph_tokens,
+        style=config.prompt.style,
+        show_smiles=config.prompt.show_smiles,
+        show_graph=config.prompt.show_graph,
     )
 
 

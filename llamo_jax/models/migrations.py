@@ -8,7 +8,7 @@ from typing import Any
 
 from llamo_jax.models.lora import decoder_targets
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of everything that is stored with a model's configuration: runs and model folders."""
 
 
@@ -55,5 +55,6 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _kinds_and_patterns,
     2: _without_qk_norm,
     3: _plain_adapters,
-    4: dict,  # only fields of runs came with 5
+    4: dict,  # only fields of runs came with 5 and 6
+    5: dict,
 }

@@ -35,6 +35,9 @@ class TrainConfig:
     """Optimisation and logging of a run."""
 
     steps: Int = setting("optimizer steps", ge=1)
+    objective: Literal["answers", "words", "answers+words"] = setting(
+        "likelihood of answers, token by token; of their words given graph tokens alone, without the decoder; or both"
+    )
     accumulate: Int = setting("batches per optimizer step", ge=1)
     schedule: Literal["warmup_cosine", "per_epoch_cosine"] = setting("of the learning rate; the latter as the original")
     learning_rate: Float = setting("at its peak", gt=0)
@@ -50,6 +53,9 @@ class TrainConfig:
     log_every: Int = setting("steps between lines of metrics.jsonl", ge=1)
     eval_every: Int = setting("steps between validations, a multiple of log_every", ge=1)
     eval_batches: Int = setting("most batches of a validation, spread evenly over its rows; 0: all", ge=0)
+    graph_use_every: Int = setting(
+        "steps after which the next validation also tells what another molecule's graph costs; 0: never", ge=0
+    )
     checkpoint_every: Int = setting("steps between checkpoints, a multiple of log_every", ge=1)
     keep_checkpoints: Int = setting("newest checkpoints that are kept", ge=1)
     keep_best: Bool = setting("the checkpoint of the lowest validation loss too: RUN/checkpoints/best names it")

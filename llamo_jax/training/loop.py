@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from data_pipeline import storage
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, with_other_graphs
 from data_pipeline.loader import BatchLoader
 from data_pipeline.records import Record
 from llamo_jax import checksums, distributed, sharding
@@ -92,18 +92,20 @@ def train(
         samples = _Samples(workdir, sampler, program.definition, step)
         validations = metrics.Validations(workdir, step)
 
-        def evaluate(state: TrainState) -> dict[str, float]:
+        def evaluate(state: TrainState, *, graph_use: bool = False) -> dict[str, float]:
             if data.validation is None:
                 return {}
-            sums = []
+            sums: dict[str, list] = {"true": [], "other": []}
             for batch in data.validation.evaluation_batches(shards, settings.eval_batches):
                 if stop.requested():
                     return {}
-                # device values: the loop over batches does not wait for each result
-                sums.append(program.eval_step(state, frozen, sharding.put_batch(batch, mesh)))
-                distributed.moved(step)
-            total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
-            return {"validation_loss": total / count}
+                shown = {"true": batch} | ({"other": with_other_graphs(batch)} if graph_use else {})
+                for graphs, each in shown.items():
+                    # device values: the loop over batches does not wait for each result
+                    sums[graphs].append(program.eval_step(state, frozen, sharding.put_batch(each, mesh)))
+                    distributed.moved(step)
+            loss = _mean(sums["true"])
+            return {"validation_loss": loss} | ({"graph_use": _mean(sums["other"]) - loss} if graph_use else {})
 
         epochs = functools.partial(data.train.epochs, config.seed)
         distributed.log(f"{settings.steps:,} steps, {epochs(settings.steps * settings.accumulate):.3g} times the data")
@@ -146,7 +148,10 @@ def train(
                 state = program.logged(state)  # before a checkpoint of this step: it must not count the line again
                 with progress.pause():
                     if step % settings.eval_every == 0 or last:
-                        line |= evaluate(state)
+                        # at the first validation that is as late as the next multiple
+                        every, before = settings.graph_use_every, max(0, step - settings.eval_every)
+                        due = every > 0 and (last or step // every > before // every)
+                        line |= evaluate(state, graph_use=due)
                         validated = line.get("validation_loss")
                     log.write(step, line)
                     distributed.log(_readable(step, settings.steps, line, left))
@@ -222,6 +227,12 @@ def _accumulated(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         yield jax.tree.map(lambda *arrays: np.stack(arrays), *group)
 
 
+def _mean(sums: Sequence[tuple[jax.Array, jax.Array]]) -> float:
+    """The mean over all targets, from the sums and counts of batches."""
+    total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
+    return total / count
+
+
 def _line(log: dict[str, jax.Array]) -> dict[str, Any]:
     """What a line of metrics.jsonl says of the steps since the last one; losses are means over targets."""
     sums = jax.device_get(log)
@@ -236,6 +247,8 @@ def _line(log: dict[str, jax.Array]) -> dict[str, Any]:
 
 def _readable(step: int, steps: int, line: dict[str, float], left: str) -> str:
     validation = f"  validation {line['validation_loss']:.4f}" if "validation_loss" in line else ""
+    if "graph_use" in line:
+        validation += f" ({line['graph_use']:+.4f} with other graphs)"
     speed = f"  {line['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in line else ""
     skipped = f"  {line['skipped_steps']} steps skipped (loss not finite)" if "skipped_steps" in line else ""
     where = f"step {step:>6}/{steps}  epoch {line['epoch']:.2f}"

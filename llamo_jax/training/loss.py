@@ -7,13 +7,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Key
 
 from data_pipeline.batch import Batch
 from llamo_jax import sharding
 from llamo_jax.models import LLaMo
 
 T = TypeVar("T")
+
+
+def answer_likelihood(
+    model: LLaMo, batch: Batch, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Summed negative log-likelihood (nats) of the targets, token by token, and their number."""
+    hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)
+    return cross_entropy(model, hidden, batch)
 
 
 def cross_entropy(model: LLaMo, hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:

@@ -17,7 +17,7 @@ from data_pipeline.batch import BatchShape
 from llamo_jax import distributed
 from llamo_jax.config import ConfigError, to_dict
 from llamo_jax.training.config import Config
-from llamo_jax.training.flops import needed_flops, peak_flops
+from llamo_jax.training.flops import graph_side_flops, needed_flops, peak_flops
 
 
 class Sink(Protocol):
@@ -225,7 +225,10 @@ class Utilisation:
         peak = peak_flops(mesh.devices.flat[0])
         self._peak = None if peak is None else peak * mesh.size
         self._positions = shape.rows * shape.row.tokens
-        self._parts = [needed_flops(config.model, shape, trained, share) for share in (0.0, 1.0)]
+        if config.train.objective == "words":  # no layer of the decoder is computed
+            self._parts = [graph_side_flops(config.model, shape, trained).total()] * 2
+        else:
+            self._parts = [needed_flops(config.model, shape, trained, share) for share in (0.0, 1.0)]
         self._batches = config.train.accumulate
 
     def measure(self, step_seconds: float, targets: float) -> dict[str, float]:

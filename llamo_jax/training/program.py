@@ -18,8 +18,17 @@ from llamo_jax.models import quantization
 from llamo_jax.models.definition import ModelDefinition, define_model, statistics_names
 from llamo_jax.parameters import Arrays
 from llamo_jax.training.config import Config
+from llamo_jax.training.loss import answer_likelihood
 from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import describe_trainable, make_optimizer, rules_of, select_trainable
+from llamo_jax.training.words import answer_and_word_likelihood, word_likelihood
+
+OBJECTIVES = {
+    "answers": (answer_likelihood, answer_likelihood),
+    "words": (word_likelihood, word_likelihood),
+    "answers+words": (answer_and_word_likelihood, answer_likelihood),
+}
+"""config.train.objective → what a step minimises, and what a validation measures."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +80,7 @@ def make_program(config: Config, mesh: Mesh) -> Program:
 
     Raises ConfigError if the trainable rules or the mesh do not fit the model.
     """
+    trained_for, measured = OBJECTIVES[config.train.objective]
     definition = define_model(config.model)
     statistics = statistics_names(definition)
     names = [parameters.path_name(path) for path, _ in nnx.to_flat_state(definition.variables)]
@@ -90,9 +100,14 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         state,
         {name: abstract[name] for name, on in trained.items() if not on},
         make_train_step(
-            definition, optimizer, batch_statistics=moves_statistics, seed=config.seed, shardings=shardings
+            definition,
+            optimizer,
+            batch_statistics=moves_statistics,
+            seed=config.seed,
+            objective=trained_for,
+            shardings=shardings,
         ),
-        make_eval_step(definition),
+        make_eval_step(definition, measured),
         optimizer,
     )
 

@@ -15,7 +15,10 @@ from data_pipeline.batch import Batch
 from llamo_jax import parameters
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
-from llamo_jax.training.loss import cross_entropy
+from llamo_jax.training.loss import answer_likelihood
+
+Objective = Callable[..., tuple[Float[Array, ""], Int[Array, ""]]]
+"""(model, batch, *, batch_statistics=False, dropout_key=None) → a sum over targets, minimised, and their number."""
 
 
 class TrainState(NamedTuple):
@@ -48,6 +51,7 @@ def make_train_step(
     *,
     batch_statistics: bool,
     seed: int,
+    objective: Objective = answer_likelihood,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Arrays, Batch], tuple[TrainState, dict[str, Array]]]:
     """A jitted `(state, frozen, batches) -> (state, metrics)`; the state is donated.
@@ -60,10 +64,8 @@ def make_train_step(
 
     def loss(trained: Arrays, statistics: Arrays, frozen: Arrays, batch: Batch, key: Array) -> tuple[Array, Any]:
         model = definition.merge(trained, statistics, frozen)
-        hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=key)
-        total, count = cross_entropy(
-            model, hidden, batch
-        )  # a sum: what it is divided by depends on all batches of a step
+        # a sum: what it is divided by depends on all batches of a step
+        total, count = objective(model, batch, batch_statistics=batch_statistics, dropout_key=key)
         return total, (count, parameters.flatten(nnx.state(model, nnx.BatchStat)))
 
     def step(state: TrainState, frozen: Arrays, batches: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -129,13 +131,11 @@ def _added(
 
 
 def make_eval_step(
-    definition: ModelDefinition,
+    definition: ModelDefinition, objective: Objective = answer_likelihood
 ) -> Callable[[TrainState, Arrays, Batch], tuple[Float[Array, ""], Int[Array, ""]]]:
     """A jitted `(state, frozen, batch) -> (summed negative log-likelihood of the targets, their number)`."""
 
     def step(state: TrainState, frozen: Arrays, batch: Batch) -> tuple[Array, Array]:
-        model = definition.merge(state.trained, state.statistics, frozen)
-        hidden, _ = model.hidden_states(batch)
-        return cross_entropy(model, hidden, batch)
+        return objective(definition.merge(state.trained, state.statistics, frozen), batch)
 
     return jax.jit(step)

@@ -25,7 +25,7 @@ from llamo_jax import distributed
 from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
 from llamo_jax.models import ModelConfig
 from llamo_jax.models.config import ARCHITECTURE
-from llamo_jax.models.folder import is_model_folder, read_model
+from llamo_jax.models.folder import PARTS, is_model_folder, read_model
 from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.training.config import Config
 
@@ -55,6 +55,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
     "train.eval_batches",
+    "train.graph_use_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.keep_best",
@@ -166,11 +167,24 @@ def _with_fields_of_5(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"train": {"keep_best": False, "early_stopping": 0, "samples": 0} | content["train"]}
 
 
+def _with_fields_of_6(content: dict[str, Any]) -> dict[str, Any]:
+    """5 → 6: nothing told what another graph costs."""
+    content = _with_identity_of_6(content)
+    return content | {"train": {"graph_use_every": 0} | content["train"]}
+
+
+def _with_identity_of_6(content: dict[str, Any]) -> dict[str, Any]:
+    """Answers were the one objective, and every prompt showed graphs."""
+    train, prompt = {"objective": "answers"} | content["train"], {"show_graph": True} | content["prompt"]
+    return content | {"train": train, "prompt": prompt}
+
+
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _with_rules_of_2,
     2: _with_fields_of_3,
     3: _with_rules_of_4,
     4: _with_fields_of_5,
+    5: _with_fields_of_6,
 }
 """Of what stands beside the model in a run's configuration; the model's own are in llamo_jax.models.migrations."""
 
@@ -212,8 +226,10 @@ def check(folder: epath.PathLike, config: Config) -> Config:
 def _check_base(config: Config) -> None:
     """Raises ConfigError if what the run starts from is another model: shapes alone would not tell."""
     base, _ = read_model_config(config.init_from)
+    folder, _ = at(config.init_from)
+    missing = set(PARTS) - set(read_model(folder).parts) if is_model_folder(folder) else set()
     for part in ARCHITECTURE:
-        if part == "lora" and not base.lora.rank:
+        if part in missing or (part == "lora" and not base.lora.rank):
             continue
         theirs, ours = (_without_dropout(to_dict(getattr(model, part))) for model in (base, config.model))
         found = differences(theirs, ours, f"config.model.{part}")
@@ -279,7 +295,10 @@ def _stored_run(folder: epath.Path) -> dict[str, Any] | None:
                 stored, version = there["identity"]["config"], there.get("schema_version", 1)
                 stored["model"] = migrated_model(stored["model"], version)
                 if version < 4:
-                    there["identity"]["config"] = _with_rules_of_4(stored)
+                    stored = _with_rules_of_4(stored)
+                if version < 6:
+                    stored = _with_identity_of_6(stored)
+                there["identity"]["config"] = stored
                 there["run_id"] = there["run_id"] and str(there["run_id"])
         except SchemaError as error:
             raise CheckpointError(f"{folder}: {error}") from None

@@ -66,6 +66,22 @@ def test_hidden_smiles_leave_no_trace(encoder):
     assert (one.molecule >= 0).sum() == 28
 
 
+@pytest.mark.parametrize("style", ["plain", "llama2"])
+def test_hidden_graphs_leave_no_trace(encoder, style):
+    """The text stays token for token, but where graph tokens parted it."""
+    shown, hidden = (
+        PromptEncoder(encoder.tokenizer, 28, style=style, show_smiles=True, show_graph=graph) for graph in (True, False)
+    )
+    records = [featurized(ask("CCO")), featurized(ask("c1ccccc1"))]
+    assert shown.fingerprint() != hidden.fingerprint()
+    for with_graph, without in zip(shown.encode(records), hidden.encode(records), strict=True):
+        assert without.graphs == ()
+        assert without.size().atoms == 0
+        np.testing.assert_array_equal(without.tokens, with_graph.tokens[with_graph.molecule < 0])
+        np.testing.assert_array_equal(without.is_target, with_graph.is_target[with_graph.molecule < 0])
+        assert (without.molecule == -1).all()
+
+
 @pytest.fixture(scope="module")
 def small_model(encoder):
     config = helpers.model_config(vocab_size=2048)

@@ -1,0 +1,134 @@
+"""Stage 0: graph tokens among words, without a decoder; and what another molecule's graph costs, in training."""
+
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import stage0, stage1
+from data_pipeline.batch import with_other_graphs
+from llamo_jax import runs, sharding
+from llamo_jax.models.definition import define_model
+from llamo_jax.training.loss import answer_likelihood
+from llamo_jax.training.words import DISTANCE, SHARPNESS, answer_and_word_likelihood, word_likelihood
+from tests import helpers
+
+
+def answers_by_molecule(batch):
+    """By hand: shard → slot → the words of its answer, for conversations about one molecule."""
+    shards = batch.molecules.atoms.n_node.shape[0]
+    found = [{} for _ in range(shards)]
+    for row in range(batch.tokens.shape[0]):
+        for segment in range(1, batch.segments[row].max() + 1):
+            here = batch.segments[row] == segment
+            slots = set(batch.molecule_slot[row][here].tolist()) - {-1}
+            if len(slots) == 1:
+                words = set(batch.targets[row][here & batch.target_mask[row]].tolist())
+                found[row // (batch.tokens.shape[0] // shards)][slots.pop()] = words
+    return found
+
+
+def expected_loss(batch, graph_tokens, table):
+    """Word by word and molecule by molecule, in float64."""
+    middle = table.mean(axis=0)
+    spread = np.mean(np.sum((table - middle) ** 2, axis=1))
+    total, count = 0.0, 0
+    for shard, answers in enumerate(answers_by_molecule(batch)):
+        for slot, said in answers.items():
+            places = graph_tokens[shard, slot].astype(np.float64) - middle
+            for word in set().union(*answers.values()):
+                away = table[word] - middle
+                logit = math.log(sum(math.exp(SHARPNESS * place @ away / (away @ away)) for place in places))
+                logit -= SHARPNESS / 2
+                said_by = sum(word in others for others in answers.values())
+                total += math.log(len(answers) / said_by) * math.log1p(math.exp(-logit if word in said else logit))
+            total += DISTANCE * sum(max(0, place @ place / spread - 1) for place in places)
+            count += len(said)
+    return total, count
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_loss_is_that_of_yes_no_questions_about_words(shards):
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config())
+    model = definition.merge(arrays, {}, {})
+    host = helpers.host_batch(shards)
+    loss, count = jax.jit(word_likelihood)(model, jax.tree.map(jnp.asarray, host))
+    tokens, _ = model.encode_graphs(jax.tree.map(jnp.asarray, host.molecules))
+    table = np.asarray(model.language_model.embedding[...], np.float64)
+    expected, words = expected_loss(host, np.asarray(tokens), table)
+    assert int(count) == words > 20
+    np.testing.assert_allclose(float(loss), expected, rtol=1e-4)
+    answers, targets = answer_likelihood(model, jax.tree.map(jnp.asarray, host))
+    both, divisor = answer_and_word_likelihood(model, jax.tree.map(jnp.asarray, host))
+    np.testing.assert_allclose(float(both), float(answers) + expected, rtol=1e-5)
+    assert int(divisor) == int(targets) == host.target_mask.sum()
+
+
+def test_other_graphs_are_those_of_other_molecules():
+    batch = helpers.host_batch(2)
+    other = with_other_graphs(batch)
+    for row, (before, after) in enumerate(zip(batch.molecule_slot, other.molecule_slot, strict=True)):
+        np.testing.assert_array_equal(before < 0, after < 0)
+        assert (before[before >= 0] != after[after >= 0]).all(), row
+    for shard in np.split(np.arange(8), 2):
+        # each molecule stands in for one other
+        pairs = np.stack([batch.molecule_slot[shard], other.molecule_slot[shard]], axis=-1).reshape(-1, 2)
+        moved = set(map(tuple, pairs.tolist()))
+        assert len({a for a, _ in moved}) == len({b for _, b in moved}) == len(moved)
+    assert all(np.array_equal(getattr(batch, name), getattr(other, name)) for name in batch._fields[:5])
+    single = batch._replace(molecule_slot=np.minimum(batch.molecule_slot, 0))
+    np.testing.assert_array_equal(with_other_graphs(single).molecule_slot, single.molecule_slot)
+
+
+@pytest.fixture(scope="module")
+def graph_side(few, tmp_path_factory):
+    """Stage 0 of the smallest preset, in earnest, on a few descriptions whose SMILES are hidden."""
+    workdir = tmp_path_factory.mktemp("stage0") / "run"
+    config = stage0.get_config("tiny")
+    config.update_from_flattened_dict({"data.source": str(few / "description"), "prompt.show_smiles": False})
+    config.train.update({"steps": 60, "warmup_steps": 5, "log_every": 10, "eval_every": 20, "graph_use_every": 40})
+    config.train.update({"checkpoint_every": 60, "keep_best": False})
+    config.data.rows = 16
+    return runs.read_config(config), workdir, runs.train(runs.read_config(config), workdir)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stage_0_learns_to_tell_molecules_apart(graph_side):
+    config, workdir, state = graph_side
+    validated = [line for line in lines(workdir) if "validation_loss" in line]
+    assert [line["step"] for line in validated] == [20, 40, 60]
+    # the first at or after each multiple, and the last
+    assert ["graph_use" in line for line in validated] == [False, True, True]
+    mesh = sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        _, data, _ = runs.read_data(config, mesh)
+        batch = next(iter(data.train.training_batches(0, 0, sharding.local_shards(mesh))))
+        model = define_model(config.model).merge(state.trained, state.statistics, {})
+        own, other = (
+            jax.jit(word_likelihood)(model, sharding.put_batch(each, mesh))
+            for each in (batch, with_other_graphs(batch))
+        )
+    assert own[1] == other[1] > 200
+    assert own[0] < 0.5 * other[0]
+
+
+def test_stage_1_starts_from_stage_0(graph_side, few, tmp_path):
+    _, workdir, before = graph_side
+    next_stage = stage1.get_config("tiny")
+    next_stage.init_from = str(workdir)
+    next_stage.data.source = str(few / "description")
+    next_stage.train.update({"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "samples": 1})
+    next_stage.train.update({"learning_rate": 1e-9, "warmup_steps": 0})
+    after = runs.train(runs.read_config(next_stage), tmp_path / "run")
+    names = [name for name in before.trained if name.startswith(("graph_encoder/", "projector/"))]
+    assert len(names) > 20
+    for name in names:
+        np.testing.assert_allclose(after.trained[name], before.trained[name], atol=1e-7, err_msg=name)
+    assert set(itertools.chain(*(line for line in lines(tmp_path / "run")))) >= {"validation_loss", "graph_use"}

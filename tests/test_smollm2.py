@@ -1,0 +1,146 @@
+"""A real language model, from its file to an assistant: conversion, both stages, exports and answers.
+
+Ten steps each: what they learn is measured elsewhere (docs/results.md).
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from filelock import FileLock
+from peft import PeftModel
+
+from configs import stage1, stage2
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.records import Record, read_records
+from data_pipeline.tokenizer import load_tokenizer
+from llamo_jax import runs
+from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import DecodingConfig
+from llamo_jax.convert import __main__ as convert
+from llamo_jax.convert.names import below
+from llamo_jax.loading import load_generator
+from llamo_jax.models.folder import read_model
+from llamo_jax.weights import read_folder
+from tests.llamo_jax.test_convert import our_logits, torch_logits
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTIONS = (
+    "What is the capital of France?", "Name three noble gases.", "What is aspirin?", "Write a haiku about water.",
+    "What is 12 times 12?", "Who wrote Hamlet?", "Explain what a ketone is.", "List the planets.",
+    "What colour is copper sulfate?", "Translate 'good morning' into Spanish.", "What does DNA stand for?",
+    "Is benzene aromatic?", "How many legs has a spider?", "What is the pH of pure water?", "Tell me a short joke.",
+    "What is photosynthesis?", "Name a strong acid.", "What is the boiling point of ethanol?",
+    "Complete: to be or not to", "What is the SMILES of ethanol?",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The folder models/, filled as `make smollm2` does, once for all."""
+    with FileLock(ROOT / "models.lock", timeout=1800):
+        make = ["make", "smollm2", f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed-gguf"]  # it is installed
+        subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True, timeout=1800)
+    return ROOT / "models"
+
+
+@pytest.fixture(scope="module")
+def theirs(models):
+    """The same file in transformers, float32."""
+    found = transformers.AutoModelForCausalLM.from_pretrained(models, gguf_file=FILE, dtype=torch.float32)
+    return found.eval()
+
+
+@pytest.fixture(scope="module")
+def runs_of_both_stages(models, few, tmp_path_factory):
+    """Ten steps each, as launch.py makes them."""
+    root = tmp_path_factory.mktemp("smollm2")
+    small = {"data.rows": 2, "train.steps": 10, "train.log_every": 10, "train.eval_every": 10, "train.samples": 0}
+    small |= {"train.checkpoint_every": 10, "train.warmup_steps": 2, "train.eval_batches": 1}
+    first, second = stage1.get_config("smollm2"), stage2.get_config("smollm2")
+    first.update_from_flattened_dict(small | {"init_from": str(models / "smollm2")})
+    first.data.source = str(few / "description")
+    second.update_from_flattened_dict(small | {"init_from": str(root / "stage1")})
+    second.data.source = str(few / "instruction")
+    for config, name in ((first, "stage1"), (second, "stage2")):
+        assert int(runs.train(runs.read_config(config), root / name).step) == 10
+    return root
+
+
+def test_tokens_equal_those_of_transformers(models, few):
+    ours = load_tokenizer(models / "smollm2" / "tokenizer")
+    theirs = transformers.AutoTokenizer.from_pretrained(models, gguf_file=FILE)
+    records = read_records(few / "description", "train")[:250]
+    texts = [*QUESTIONS, *(record.conversation.messages[-1].content for record in records)]
+    texts += [record.conversation.smiles[0] for record in records]
+    assert len(texts) > 500
+    assert ours.encode(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
+    turns = [{"role": "user", "content": "What is aspirin?"}]
+    assert ours.render_chat(turns, add_generation_prompt=True) == theirs.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True
+    )
+
+
+@pytest.fixture(scope="module")
+def questions(models, runs_of_both_stages):
+    """Prompts without a molecule, as the stages write them, and what stage 1's model answers greedily."""
+    generator, _ = load_generator(runs_of_both_stages / "stage1", decoding=DecodingConfig(max_new_tokens=64))
+    records = [Record(Conversation((), (Message("user", question),)), ()) for question in QUESTIONS]
+    prompts = [torch.from_numpy(prompt.tokens[None].astype(np.int64)) for prompt in generator.encoder.encode(records)]
+    return prompts, [answers[0].tokens.tolist() for _, answers in sorted(dict(generator.generate(records)).items())]
+
+
+def test_logits_equal_those_of_transformers(models, theirs, questions):
+    stored = read_model(models / "smollm2")
+    weights = below("language_model/", stored.weights)
+    for prompt in questions[0]:
+        got = our_logits(stored.config.language_model, stored.config.lora, weights, prompt.numpy())
+        np.testing.assert_allclose(got, torch_logits(theirs, prompt.numpy()), atol=1e-3)
+
+
+def test_the_frozen_model_answers_as_in_transformers(theirs, questions):
+    """After stage 1 nothing but the graph side has changed: without a molecule, it is SmolLM2."""
+    for prompt, ours, question in zip(*questions, QUESTIONS, strict=True):
+        answer = theirs.generate(prompt, max_new_tokens=64, do_sample=False, pad_token_id=2)
+        assert ours == answer[0, prompt.shape[1] :].tolist(), question
+        assert len(ours) > 3
+    assert "Paris" in load_tokenizer(ROOT / "models" / "smollm2" / "tokenizer").decode(questions[1][0])
+
+
+def test_both_stages_answer_and_leave_the_language_model_alone(models, runs_of_both_stages):
+    stored = read_model(models / "smollm2").weights
+    for stage in ("stage1", "stage2"):
+        generator, _ = load_generator(runs_of_both_stages / stage, decoding=DecodingConfig(max_new_tokens=8))
+        assert Assistant(generator).ask("Describe this molecule.", smiles="CC(=O)Oc1ccccc1C(=O)O").strip()
+    convert.main(["to_peft", "--checkpoint", str(runs_of_both_stages / "stage2"),
+                  "--output", str(runs_of_both_stages / "peft")])  # fmt: skip
+    convert.main(["to_huggingface", "--checkpoint", str(runs_of_both_stages / "stage2"),
+                  "--output", str(runs_of_both_stages / "merged")])  # fmt: skip
+    merged = read_folder(runs_of_both_stages / "merged")
+    key = "model.layers.7.self_attn.k_proj.weight"  # no adapter stands on keys
+    np.testing.assert_array_equal(merged[key][...].T, stored["language_model/layers/key/kernel"][7])
+    query = "model.layers.7.self_attn.q_proj.weight"
+    change = merged[query][...].T - stored["language_model/layers/query/kernel"][7]
+    assert 0 < np.abs(change).max() < 0.1
+
+
+def test_exports_are_the_same_model_in_torch(theirs, runs_of_both_stages, questions):
+    prompts = questions[0]
+    merged = transformers.AutoModelForCausalLM.from_pretrained(runs_of_both_stages / "merged", dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(runs_of_both_stages / "merged")
+    assert tokenizer.eos_token == "<|im_end|>"
+    expected = torch_logits(merged.eval(), prompts[0].numpy())
+    assert np.abs(expected - torch_logits(theirs, prompts[0].numpy())).max() > 1e-3
+    adapted = PeftModel.from_pretrained(theirs, runs_of_both_stages / "peft").eval()  # changes `theirs`: the last test
+    np.testing.assert_allclose(torch_logits(adapted, prompts[0].numpy()), expected, atol=1e-3)
+    generator, _ = load_generator(runs_of_both_stages / "stage2", decoding=DecodingConfig(max_new_tokens=16))
+    ours = generator.answer([Conversation((), (Message("user", QUESTIONS[2]),))])[0]
+    answer = merged.generate(prompts[2], max_new_tokens=16, do_sample=False, pad_token_id=2)
+    assert ours == tokenizer.decode(answer[0, prompts[2].shape[1] :], skip_special_tokens=True).strip()
