@@ -3,6 +3,8 @@
 Ten steps each: what they learn is measured elsewhere (docs/results.md).
 """
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +16,14 @@ import transformers
 from filelock import FileLock
 from peft import PeftModel
 
-from configs import stage1, stage2
-from data_pipeline.conversation import Conversation, Message
-from data_pipeline.records import Record, read_records
 from data_pipeline.tokenizer import load_tokenizer
-from llamo_jax import runs
-from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import DecodingConfig
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert.names import below
-from llamo_jax.loading import load_generator
 from llamo_jax.models.folder import read_model
 from llamo_jax.weights import read_folder
 from tests.llamo_jax.test_convert import our_logits, torch_logits
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.slowest, pytest.mark.xdist_group("smollm2")]
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,29 +53,62 @@ def theirs(models):
     return found.eval()
 
 
+def alone(*command, cwd):
+    """Runs a Python program on one device, as on a laptop; returns what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    run = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
 @pytest.fixture(scope="module")
 def runs_of_both_stages(models, few, tmp_path_factory):
-    """Ten steps each, as launch.py makes them."""
+    """Ten steps each."""
     root = tmp_path_factory.mktemp("smollm2")
-    small = {"data.rows": 2, "train.steps": 10, "train.log_every": 10, "train.eval_every": 10, "train.samples": 0}
+    small = {"data.rows": 1, "train.steps": 10, "train.log_every": 10, "train.eval_every": 10, "train.samples": 0}
     small |= {"train.checkpoint_every": 10, "train.warmup_steps": 2, "train.eval_batches": 1}
-    first, second = stage1.get_config("smollm2"), stage2.get_config("smollm2")
-    first.update_from_flattened_dict(small | {"init_from": str(models / "smollm2")})
-    first.data.source = str(few / "description")
-    second.update_from_flattened_dict(small | {"init_from": str(root / "stage1")})
-    second.data.source = str(few / "instruction")
-    for config, name in ((first, "stage1"), (second, "stage2")):
-        assert int(runs.train(runs.read_config(config), root / name).step) == 10
+    sources = {"stage1": (models / "smollm2", few / "description"), "stage2": (root / "stage1", few / "instruction")}
+    for stage, (base, data) in sources.items():
+        options = small | {"init_from": base, "data.source": data}
+        flags = [f"--config.{name}={value}" for name, value in options.items()]
+        config = f"{ROOT}/configs/{stage}.py:smollm2"
+        printed = alone(ROOT / "launch.py", "--config", config, "--workdir", root / stage, *flags, cwd=root)
+        assert "step     10/10" in printed
+        assert "1 x cpu" in printed
     return root
 
 
-def test_tokens_equal_those_of_transformers(models, few):
+ASK = """
+import json, sys
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.records import featurized
+from llamo_jax.config import DecodingConfig
+from llamo_jax.loading import load_generator
+
+checkpoint, tokens, questions = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+generator, _ = load_generator(checkpoint, decoding=DecodingConfig(max_new_tokens=tokens))
+records = [featurized(Conversation(tuple(smiles), (Message("user", text),))) for text, smiles in questions]
+prompts = [prompt.tokens.tolist() for prompt in generator.encoder.encode(records)]
+answers = [answer[0] for _, answer in sorted(generator.generate(records), key=lambda found: found[0])]
+print(json.dumps([prompts, [answer.tokens.tolist() for answer in answers], [answer.text for answer in answers]]))
+"""
+
+
+def asked(checkpoint, tokens, questions):
+    """Prompts, greedy answers' tokens and texts."""
+    printed = alone("-c", ASK, checkpoint, str(tokens), json.dumps(questions), cwd=checkpoint)
+    return json.loads(printed.splitlines()[-1])
+
+
+def test_tokens_equal_those_of_transformers(models, shared_data):
     ours = load_tokenizer(models / "smollm2" / "tokenizer")
     theirs = transformers.AutoTokenizer.from_pretrained(models, gguf_file=FILE)
-    records = read_records(few / "description", "train")[:250]
-    texts = [*QUESTIONS, *(record.conversation.messages[-1].content for record in records)]
-    texts += [record.conversation.smiles[0] for record in records]
-    assert len(texts) > 500
+    rows = (shared_data / "chebi20" / "train.tsv").read_text().splitlines()[1:251]
+    texts = [*QUESTIONS, *(column for row in rows for column in row.split("\t")[1:3])]  # SMILES, description
+    assert len(texts) == 520
     assert ours.encode(texts) == theirs(texts, add_special_tokens=False)["input_ids"]
     turns = [{"role": "user", "content": "What is aspirin?"}]
     assert ours.render_chat(turns, add_generation_prompt=True) == theirs.apply_chat_template(
@@ -89,20 +117,23 @@ def test_tokens_equal_those_of_transformers(models, few):
 
 
 @pytest.fixture(scope="module")
-def questions(models, runs_of_both_stages):
+def questions(runs_of_both_stages):
     """Prompts without a molecule, as the stages write them, and what stage 1's model answers greedily."""
-    generator, _ = load_generator(runs_of_both_stages / "stage1", decoding=DecodingConfig(max_new_tokens=64))
-    records = [Record(Conversation((), (Message("user", question),)), ()) for question in QUESTIONS]
-    prompts = [torch.from_numpy(prompt.tokens[None].astype(np.int64)) for prompt in generator.encoder.encode(records)]
-    return prompts, [answers[0].tokens.tolist() for _, answers in sorted(dict(generator.generate(records)).items())]
+    prompts, tokens, _ = asked(runs_of_both_stages / "stage1", 64, [(question, ()) for question in QUESTIONS])
+    return [torch.tensor([prompt]) for prompt in prompts], tokens
 
 
 def test_logits_equal_those_of_transformers(models, theirs, questions):
     stored = read_model(models / "smollm2")
     weights = below("language_model/", stored.weights)
-    for prompt in questions[0]:
-        got = our_logits(stored.config.language_model, stored.config.lora, weights, prompt.numpy())
-        np.testing.assert_allclose(got, torch_logits(theirs, prompt.numpy()), atol=1e-3)
+    # one program for all: what stands behind a prompt changes nothing before it
+    padded = np.zeros((len(QUESTIONS), max(prompt.shape[1] for prompt in questions[0])), np.int64)
+    for row, prompt in zip(padded, questions[0], strict=True):
+        row[: prompt.shape[1]] = prompt[0]
+    ours = our_logits(stored.config.language_model, stored.config.lora, weights, padded)
+    for got, prompt in zip(ours, questions[0], strict=True):
+        expected = torch_logits(theirs, prompt.numpy())[0]
+        np.testing.assert_allclose(got[: prompt.shape[1]], expected, atol=1e-3)
 
 
 def test_the_frozen_model_answers_as_in_transformers(theirs, questions):
@@ -117,8 +148,8 @@ def test_the_frozen_model_answers_as_in_transformers(theirs, questions):
 def test_both_stages_answer_and_leave_the_language_model_alone(models, runs_of_both_stages):
     stored = read_model(models / "smollm2").weights
     for stage in ("stage1", "stage2"):
-        generator, _ = load_generator(runs_of_both_stages / stage, decoding=DecodingConfig(max_new_tokens=8))
-        assert Assistant(generator).ask("Describe this molecule.", smiles="CC(=O)Oc1ccccc1C(=O)O").strip()
+        question = ("Describe this molecule.", ["CC(=O)Oc1ccccc1C(=O)O"])
+        assert asked(runs_of_both_stages / stage, 8, [question])[2][0].strip()
     convert.main(["to_peft", "--checkpoint", str(runs_of_both_stages / "stage2"),
                   "--output", str(runs_of_both_stages / "peft")])  # fmt: skip
     convert.main(["to_huggingface", "--checkpoint", str(runs_of_both_stages / "stage2"),
@@ -140,7 +171,6 @@ def test_exports_are_the_same_model_in_torch(theirs, runs_of_both_stages, questi
     assert np.abs(expected - torch_logits(theirs, prompts[0].numpy())).max() > 1e-3
     adapted = PeftModel.from_pretrained(theirs, runs_of_both_stages / "peft").eval()  # changes `theirs`: the last test
     np.testing.assert_allclose(torch_logits(adapted, prompts[0].numpy()), expected, atol=1e-3)
-    generator, _ = load_generator(runs_of_both_stages / "stage2", decoding=DecodingConfig(max_new_tokens=16))
-    ours = generator.answer([Conversation((), (Message("user", QUESTIONS[2]),))])[0]
+    ours = asked(runs_of_both_stages / "stage2", 16, [(QUESTIONS[2], ())])[1][0]
     answer = merged.generate(prompts[2], max_new_tokens=16, do_sample=False, pad_token_id=2)
-    assert ours == tokenizer.decode(answer[0, prompts[2].shape[1] :], skip_special_tokens=True).strip()
+    assert ours == answer[0, prompts[2].shape[1] :].tolist()

@@ -14,7 +14,6 @@ from gguf.constants import MODEL_ARCH
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from data_pipeline.records import read_records
 from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax.config import ConfigError
 from llamo_jax.convert import __main__ as convert
@@ -245,11 +244,10 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im
 
 
 @pytest.fixture(scope="module")
-def texts(few):
-    """Descriptions and SMILES, 500 and a few."""
-    records = read_records(few / "description", "train")[:250]
-    found = [record.conversation.messages[-1].content for record in records]
-    return [*TEXTS, *found, *(record.conversation.smiles[0] for record in records)]
+def texts(shared_data):
+    """SMILES and descriptions, 250 each."""
+    rows = (shared_data / "chebi20" / "train.tsv").read_text().splitlines()[1:251]
+    return [*TEXTS, *(column for row in rows for column in row.split("\t")[1:3])]
 
 
 @pytest.fixture(scope="module")
