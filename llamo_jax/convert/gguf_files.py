@@ -339,6 +339,7 @@ def _sentencepiece(file: GGUF) -> TextTokenizer:
     model.normalizer_spec.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     configuration = {"chat_template": metadata.get("tokenizer.chat_template"), **_special_tokens(metadata)}
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "tokenizer.model").write_bytes(model.SerializeToString())
+        with storage.writing(Path(folder) / "tokenizer.model") as partial, partial.open("wb") as written:
+            written.write(model.SerializeToString())
         storage.write_json(Path(folder) / "tokenizer_config.json", configuration)
         return load_tokenizer(folder)

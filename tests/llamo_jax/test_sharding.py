@@ -25,8 +25,10 @@ SNAPSHOT = Path(__file__).parent / "shardings.json"
 
 def described(preset: str) -> dict[str, str]:
     """Every array of stage 2: dtype, shape, the mesh axis of each dimension, and whether it is trained."""
-    config = runs.read_config(stage2.get_config(preset))
-    program = make_program(config, sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    values = stage2.get_config(preset)
+    if preset == "smollm2":  # whose dtypes follow the machine
+        values.model.update({"compute_dtype": "float32", "frozen_dtype": "float32"})
+    program = make_program(runs.read_config(values), sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     lines = {}
     for kind, arrays in (
         ("trained", program.state.trained),

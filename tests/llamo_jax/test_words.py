@@ -17,6 +17,8 @@ from llamo_jax.training.loss import answer_likelihood
 from llamo_jax.training.words import DISTANCE, SHARPNESS, answer_and_word_likelihood, word_likelihood
 from tests import helpers
 
+pytestmark = pytest.mark.xdist_group("words")  # its fixture takes a minute
+
 
 def answers_by_molecule(batch):
     """By hand: shard → slot → the words of its answer, for conversations about one molecule."""
