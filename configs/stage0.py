@@ -1,6 +1,6 @@
 """Stage 0: the graph side learns the words of descriptions, before the language model is asked.
 
-    python launch.py --config configs/stage0.py:smollm2 --config.prompt.show_smiles=False
+    python launch.py --config configs/stage0.py:smollm2
     python launch.py --config configs/stage1.py:smollm2 --config.init_from=runs/stage0-smollm2
 
 The paper begins with a pretrained graph encoder (MoleculeSTM); where there is none, this makes one in minutes, and the
@@ -17,7 +17,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     """The run's configuration; see llamo_jax.training.config for every field."""
     config = stage1.get_config(preset)
     config.name = "stage0"
-    config.data.rows = 4 * config.data.rows if config.data.rows else None  # a row costs a tenth of one of stage 1
+    # on two CPU cores, 32 rows of stage 0 take 1.1 s, and 8 of stage 1 around SmolLM2 11.8
+    config.data.rows = 4 * config.data.rows if config.data.rows else None
     config.train.objective = "words"
     config.train.steps = 400
     config.train.learning_rate = 1e-3

@@ -54,6 +54,33 @@ def test_launch_says_what_is_wrong(tmp_path, arguments, message):
     assert (tmp_path / "a_file").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.train.schedule=foo"], "config.train.schedule: input should be 'warmup_cosine'"),
+        (["--config.init_from=/nowhere"], "/nowhere is neither a training run nor a model folder"),
+        (["--config.init_from={run}", "--config.model.projector.depth=3"], "config.model.projector is not that of"),
+        (["--workdir={run}", "--config.train.learning_rate=0.1"], "what differs: config.train.learning_rate=0.1"),
+        (["--workdir={run}", "--config.train.steps=1"], "config.train.steps=1 is below the checkpoint of step"),
+        (["--workdir=strangers"], "strangers is not empty and holds no run"),
+        (["--workdir=strangers/file"], "cannot create strangers/file: File exists"),
+    ],
+)
+def test_what_files_tell_is_told_before_anything_is_prepared(tmp_path, trained, options, message):
+    """Before the embedded corpus is made, which takes a minute, and before devices are looked at."""
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / "file").write_text("precious")
+    before = sorted((trained / "run.json").parent.rglob("*"))
+    options = [option.format(run=trained) for option in options]
+    result = run(ROOT / "launch.py", "--config", ROOT / "configs/stage1.py", *options, cwd=tmp_path)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert [path.name for path in tmp_path.rglob("*")] == ["strangers", "file"]
+    assert sorted(trained.rglob("*")) == before
+
+
 def test_importing_the_package_loads_nothing_heavy():
     heavy = "{'tensorflow', 'rdkit', 'torch', 'transformers'}"
     code = f"import llamo_jax, llamo_jax.models, sys; print(*{heavy} & {{*sys.modules}})"

@@ -1,6 +1,6 @@
 """A real language model, from its file to an assistant: conversion, both stages, exports and answers.
 
-Ten steps each: what they learn is measured elsewhere (docs/results.md).
+Ten steps each, which teach it nothing yet: whether all parts fit together is what is looked at.
 """
 
 import json

@@ -139,7 +139,7 @@ def read_language_model(file: GGUF, dtype: np.dtype) -> tuple[DecoderConfig, dic
 
 def _config_json(file: GGUF) -> dict[str, Any]:
     architecture = file.metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ConfigError(f"general.architecture is {architecture!r}; known are {', '.join(ARCHITECTURES)}")
     prefix = f"{architecture}."
     found = {key.removeprefix(prefix): value for key, value in file.metadata.items() if key.startswith(prefix)}
@@ -249,9 +249,9 @@ def read_tokenizer(file: GGUF) -> TextTokenizer:
         raise WeightsError(f"{file.path}: lacks tokenizer.ggml.{missing[0]}")
     try:
         return _byte_level(file) if kind == "gpt2" else _sentencepiece(file)
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except WeightsError:
+        raise
+    except Exception as error:  # of tokenizers (its own type is bare), sentencepiece, or lists that do not fit
         raise WeightsError(f"{file.path}: its tokenizer is damaged ({_first_line(error)})") from None
 
 
@@ -324,7 +324,7 @@ def _sentencepiece(file: GGUF) -> TextTokenizer:
 
     metadata = file.metadata
     tokens, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
-    model: Any = protocol.ModelProto()  # type: ignore[attr-defined]
+    model: Any = protocol.ModelProto()  # type: ignore[attr-defined]  # protobuf fills its module when it is imported
     for token, score, kind in zip(tokens, scores, kinds, strict=True):
         model.pieces.add(piece=token, score=score, type=int(kind))  # GGUF took sentencepiece's numbers over
     spec = model.trainer_spec

@@ -3,7 +3,7 @@
 A frozen language model reads graph tokens best where its own words are: at rows of its embedding table. So each word
 that is said about some molecule of a batch is a yes/no question to every molecule: is one of its graph tokens there?
 Words count by their inverse document frequency (Spärck Jones, 1972): what every answer says tells no molecules apart.
-No layer of the language model is computed: a step costs a tenth of one of stage 1 with as many molecules, or less.
+No layer of the language model is computed: around SmolLM2, a molecule costs a fortieth of what it does in stage 1.
 """
 
 import jax
@@ -23,7 +23,8 @@ DISTANCE = 0.1
 of it: the questions alone let tokens go four times as far as any word is."""
 
 MOST_WORDS = 2048
-"""Different words of a shard that are told apart; those with higher numbers count no further."""
+"""Different words of a shard that are told apart; those with higher token ids count no further. 32 rows of the embedded
+descriptions use 173."""
 
 
 def word_likelihood(

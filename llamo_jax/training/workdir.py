@@ -200,16 +200,20 @@ def check(folder: epath.PathLike, config: Config) -> Config:
     """Raises what can be known before data are read: ConfigError for another run in `folder`, or another base model.
 
     Returns the configuration with the sizes of a batch that the run in `folder` began with, where none are asked for:
-    neither other devices nor another version must change its result. CheckpointError: a folder that cannot be read.
+    neither other devices nor another version must change its result. CheckpointError: a folder that cannot be read;
+    DataError: a file in its place.
     """
     if config.init_from:
         _check_base(config)
     folder = storage.as_path(folder)
     try:
+        is_file = folder.exists() and not folder.is_dir()
         there = (folder / "config.json").exists()
-        strangers = not there and folder.exists() and storage.contents(folder)
+        strangers = not there and folder.is_dir() and storage.contents(folder)
     except Exception:  # an address that nobody answers: who makes the folder says so
         return config
+    if is_file:
+        raise DataError(f"cannot create {folder}: File exists")
     if strangers and not (folder / "run.json").exists():
         raise ConfigError(f"{folder} is not empty and holds no run; choose another --workdir")
     if not there:

@@ -198,6 +198,7 @@ def test_llama_3s_wavelengths_are_recognised(tmp_path, ids, factor):
     ("options", "message"),
     [
         ({"metadata": {"general.architecture": "gemma"}}, "general.architecture is 'gemma'; known are llama, qwen2"),
+        ({"metadata": {"llama.attention.head_count_kv": [2, 2]}}, "num_key_value_heads must be a whole number"),
         ({"metadata": {"llama.logit_scale": 2.0}}, "llama.logit_scale='2.0' is unknown"),
         ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count=8 is not implemented"),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type='yarn' is not implemented"),
@@ -345,6 +346,8 @@ def test_sentencepiece_is_put_together_again(tmp_path, shared_data, texts):
         ({"tokenizer.ggml.eos_token_id": None}, "lacks tokenizer.ggml.eos_token_id"),
         ({"tokenizer.ggml.eos_token_id": 10**6}, "its tokenizer is damaged"),
         ({"tokenizer.ggml.token_type": [1, 1]}, "its tokenizer is damaged"),
+        ({"tokenizer.ggml.merges": ["never seen"]}, "its tokenizer is damaged"),
+        ({"tokenizer.ggml.pre": ["smollm"]}, "tokenizer"),
     ],
 )
 def test_tokenizers_that_are_unknown_are_refused_by_name(tmp_path, byte_level, change, message):
