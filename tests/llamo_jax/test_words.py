@@ -134,3 +134,16 @@ def test_stage_1_starts_from_stage_0(graph_side, few, tmp_path):
     for name in names:
         np.testing.assert_allclose(after.trained[name], before.trained[name], atol=1e-7, err_msg=name)
     assert set(itertools.chain(*(line for line in lines(tmp_path / "run")))) >= {"validation_loss", "graph_use"}
+
+
+def test_a_run_without_graphs_trains_the_language_model_alone(few, tmp_path):
+    config = stage1.get_config("tiny")
+    config.update_from_flattened_dict({"data.source": str(few / "description"), "prompt.show_graph": False})
+    config.train.update({"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "warmup_steps": 0})
+    runs.train(runs.read_config(config), tmp_path / "run")
+    (line,) = lines(tmp_path / "run")
+    assert line["graph_use"] == 0
+    assert line["target_tokens"] > 200
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["molecules_per_row"] == 0
+    samples = [json.loads(text) for text in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == config.train.samples
