@@ -107,7 +107,7 @@ def to_peft(options: argparse.Namespace) -> None:
             f"{options.checkpoint}: its language model was trained, such as {trained[0]}; adapters alone would "
             "lack that: use to_huggingface"
         )
-    if Path(base_model).is_dir():
+    if base_model and Path(base_model).is_dir():  # Path("") would be the current folder
         _check_base(Path(base_model), stored.config.language_model, language_model)
     elif base_model:
         print(f"note: {base_model} is no folder here, so it was not compared with the language model")

@@ -77,6 +77,8 @@ def test_from_peft_and_back(tmp_path, adapted, ids):
 
     with_graph_side(stored).save(tmp_path / "whole")
     run("to_peft", "--checkpoint", tmp_path / "whole", "--base_model", folder / "base", "--output", tmp_path / "peft")
+    run("to_peft", "--checkpoint", tmp_path / "whole", "--output", tmp_path / "unnamed")
+    assert json.loads((tmp_path / "unnamed" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
     again = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     original = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert set(again) == set(original)
