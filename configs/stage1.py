@@ -21,9 +21,16 @@ _GRAPH_SIDE = (("language_model/.*", False), (".*", True))
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """The run's configuration; see llamo_jax.training.config for every field."""
+    config = common(preset)
+    config.update(get_preset(preset).stage1)
+    return config
+
+
+def common(preset: str) -> ConfigDict:
+    """What the configurations of all stages begin with."""
     sizes = get_preset(preset)
     from_scratch = sizes.from_scratch
-    return ConfigDict(
+    config = ConfigDict(
         {
             "name": "stage1",
             "preset": sizes.name,
@@ -75,3 +82,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
         }
     )
+    config.update(sizes.every_stage)
+    return config

@@ -10,16 +10,19 @@ from ml_collections import ConfigDict
 
 from configs import stage1
 from configs.presets import LORA_TARGETS
+from configs.presets import preset as get_preset
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """The run's configuration; see llamo_jax.training.config for every field."""
-    config = stage1.get_config(preset)
+    sizes = get_preset(preset)
+    config = stage1.common(preset)
     config.name = "stage2"
     config.init_from = f"runs/stage1-{config.preset}"
     config.data.task = "instruction"
     config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": LORA_TARGETS}
-    config.train.steps = stage1.get_preset(preset).stage2_steps
+    config.train.steps = sizes.stage2_steps
     config.train.learning_rate = 1e-3 if preset in ("tiny", "small") else 1e-4
     config.train.trainable = ((r".*/lora_.*", True), ("projector/.*", True), (".*", False))
+    config.update(sizes.stage2)
     return config

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import DataError
-from llamo_jax.evaluation import intervals
+from llamo_jax.evaluation import intervals, iupac
 from llamo_jax.evaluation.answers import by_property, classification_scores, number_in, regression_scores, yes_in
 from llamo_jax.evaluation.claims import hallucination_scores
 from llamo_jax.evaluation.metric_tokenizer import MetricTokenizer
@@ -33,7 +33,8 @@ Row = Mapping[str, Any]
 def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[str, Any]:
     """All scores of a task's rows {"prediction", "target"}; see the modules of each kind of answer.
 
-    Descriptions that come with their molecule ("smiles") are also searched for claims that the molecule disproves.
+    Descriptions that come with their molecule ("smiles") are also searched for claims that the molecule disproves, and
+    IUPAC names are read as structures, where OPSIN is installed.
     tokenizer: for text. Raises DataError if there is no such task.
     """
     predictions, targets = [row["prediction"] for row in rows], [row["target"] for row in rows]
@@ -55,6 +56,10 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
         # people's descriptions are not wholly true for our reading of them either: what a good answer can reach
         of_targets = hallucination_scores([row["target"] for row in described], smiles)
         scores["hallucination"] = found | {"target_precision": of_targets["precision"]}
+    if task == "iupac_name" and len(described) == len(rows):
+        of = (predictions, [row["smiles"][0] for row in described], targets)
+        found = iupac.structure_scores(*of) if iupac.is_available() else None
+        scores |= {"structures": found} if found else {"structures": None, "structures_missing": iupac.MISSING}
     return scores
 
 

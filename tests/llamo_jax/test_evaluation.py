@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -410,6 +411,36 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
     assert {row["target"] for row in rows} <= {"Yes", "No"}
     assert metrics["targets_without_class"] == 0
     assert "graph_use" not in metrics
+
+
+NAMED = {  # molecule, its name, and an answer
+    "c1ccccc1O": ("phenol", "hydroxybenzene"),  # another name of the same
+    "CCO": ("ethanol", "propan-1-ol"),
+    "CC(=O)O": ("acetic acid", "acid of\nvinegar, \x00 like"),
+    "C[C@H](N)C(=O)O": ("(2S)-2-aminopropanoic acid", "(2R)-2-aminopropanoic acid"),
+}
+
+
+def named():
+    smiles, names = list(NAMED), list(NAMED.values())
+    return [{"prediction": ours, "target": theirs, "smiles": [molecule]}
+            for molecule, (theirs, ours) in zip(smiles, names, strict=True)]  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="OPSIN is a Java program")
+def test_iupac_names_are_read_as_structures():
+    got = score("iupac_name", named(), WORDS)["structures"]
+    assert (got["valid"], got["structure"], got["target_structure"]) == (0.75, 0.25, 1.0)
+    assert 0.25 < got["morgan"] < 0.75
+    assert got["intervals"]["valid"][0] < 0.75 < got["intervals"]["valid"][1]
+
+
+def test_without_java_names_stay_words(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    got = score("iupac_name", named(), WORDS)
+    assert got["structures"] is None
+    assert "pip install 'llamo_jax[opsin]'" in got["structures_missing"]
+    assert got["exact"] == 0
 
 
 def test_a_file_is_read_as_prepare_reads_it(trained, tmp_path):

@@ -1,0 +1,261 @@
+r"""The paper's tasks on real molecules: their data, and scores of several models side by side with intervals.
+
+    python -m benchmarks.paper_tasks prepare --data DIR --tokenizer models/smollm2/tokenizer --output data/paper
+    make assistant DATA=$(cat data/paper/mixture.txt)
+    python -m benchmarks.paper_tasks score --tasks data/paper --output runs/paper_tasks --model both=runs/stage2-smollm2
+
+DIR holds chebi20/, property/ and pubchem324k/ as tables. What is trained on shows no molecule of a test file. `score`
+answers every test split (again, to continue), and puts a random forest on Morgan fingerprints beside properties; it
+needs scikit-learn.
+"""
+
+import argparse
+import csv
+import json
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rdkit import Chem
+
+from configs.evaluate import get_config
+from data_pipeline import storage
+from data_pipeline.conversation import Message
+from data_pipeline.describe import group_question
+from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups
+from data_pipeline.jobs import Runner, Settings, prepare
+from data_pipeline.logs import quiet_libraries
+from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.records import read_records
+from data_pipeline.tasks import Columns
+from llamo_jax import runs
+from llamo_jax.evaluation.answers import classification_scores, regression_scores
+from llamo_jax.evaluation.run import evaluate, read_config
+
+REGRESSION = {"esol": "measured log solubility in mols per litre", "freesolv": "expt", "lipophilicity": "exp"}
+CLASSIFICATION = {"bace": "Class", "bbbp": "p_np"}
+QM9 = ("homo", "lumo", "gap")
+"""Property files and their columns."""
+
+SHARES = {"descriptions": 3, "names": 3, "groups": 2, "qm9": 1} | dict.fromkeys((*REGRESSION, *CLASSIFICATION), 0.5)
+"""Of rows in the mixture that stage 2 reads."""
+
+GROUP_QUESTIONS = 4  # to a molecule in training, each with yes or no by chance
+SCORES = {
+    "names": ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor", "exact"),
+    "descriptions": ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor"),
+    **dict.fromkeys((*REGRESSION, "qm9"), ("mae", "rmse", "r2", "answered")),
+    **dict.fromkeys(CLASSIFICATION, ("roc_auc", "accuracy", "f1", "yes_rate")),
+}
+FOREST = {"n_estimators": 500, "n_jobs": -1}
+FOREST_SEEDS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="benchmarks.paper_tasks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("prepare")
+    make.add_argument("--data", type=Path, required=True, metavar="DIR")
+    make.add_argument("--tokenizer", required=True, metavar="DIR")
+    make.add_argument("--output", type=Path, required=True, metavar="DIR")
+    show = commands.add_parser("score")
+    show.add_argument("--tasks", type=Path, required=True, metavar="DIR", help="what `prepare` made")
+    show.add_argument("--output", type=Path, required=True, metavar="DIR")
+    show.add_argument("--model", nargs="+", default=[], metavar="NAME=CHECKPOINT", help="rows of the tables")
+    show.add_argument("--only", nargs="+", default=list(SCORES), choices=SCORES, help="of the tasks")
+    show.add_argument("--limit", type=int, default=0, help="the first so many examples of a task; default: all")
+    show.add_argument("--metric_tokenizer", default="words")
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    try:
+        prepare_tasks(options) if options.command == "prepare" else score_models(options)
+    except runs.UserError as error:
+        sys.exit(f"benchmarks.paper_tasks: {error}")
+
+
+def prepare_tasks(options: argparse.Namespace) -> None:
+    """Every task as a prepared folder, and the mixture of all in mixture.txt."""
+    data, output = options.data, options.output
+    pubchem = data / "pubchem324k"
+    tables = storage.make_folder(output / "tables")
+    tests = [_rows(pubchem / f"{name}_test_half.tsv") for name in ("iupac", "description")]
+    held_out = {_canonical(row["SMILES"]) for rows in tests for row in rows}
+    names = {
+        split: _rows(pubchem / f"iupac_{file}.tsv")
+        for split, file in (("train", "train"), ("validation", "validation"), ("test", "test_half"))
+    }
+    for split in ("train", "validation"):
+        names[split] = _without(names[split], held_out, f"names, {split}")
+    chebi = _without(_rows(data / "chebi20" / "train.tsv"), held_out, "chebi20")
+    pubchem_descriptions = _without(_rows(pubchem / "description_validation.tsv"), held_out, "pubchem324k")
+    descriptions = {
+        "train": [*chebi, *pubchem_descriptions],
+        "validation": _without(_rows(data / "chebi20" / "valid.tsv"), held_out, "chebi20, validation"),
+        "test": tests[1],
+    }
+    for split, rows in names.items():
+        named = [{"smiles": row["SMILES"], "name": row["description"]} for row in rows]
+        storage.write_json_lines(tables / f"names.{split}.jsonl", named)
+        questions = list(_questions([row["SMILES"] for row in rows], split))
+        storage.write_json_lines(tables / f"groups.{split}.jsonl", questions)
+    for split, rows in descriptions.items():
+        described = [{"smiles": row["SMILES"], "description": row["description"]} for row in rows]
+        storage.write_json_lines(tables / f"descriptions.{split}.jsonl", described)
+
+    def make(name: str, task: str, inputs: Mapping[str | None, Sequence[Path]], **settings: Any) -> None:
+        chosen = Settings(
+            task=task, tokenizer=options.tokenizer, prompt_style="chat_template", tokens_per_row=512, **settings
+        )
+        manifest = prepare(inputs, output / name, chosen, Runner(2))
+        print(f"{name}: {manifest['splits']}, rejected {sum(manifest['rejected'].values())}")
+
+    for name, task in (("names", "iupac_name"), ("descriptions", "description"), ("groups", "instruction")):
+        files = {split: [tables / f"{name}.{split}.jsonl"] for split in ("train", "validation", "test")}
+        inputs = {None if split == "train" else split: paths for split, paths in files.items()}
+        make(name, task, inputs, validation_fraction=0.0)
+    for name, column in REGRESSION.items():
+        columns = Columns(targets=(column,))
+        make(name, "property_regression", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
+    qm9 = {None: [data / "property" / "qm9_subset.csv"]}
+    make("qm9", "property_regression", qm9, columns=Columns(targets=QM9))
+    for name, column in CLASSIFICATION.items():
+        columns = Columns(targets=(column,))
+        make(name, "property_classification", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
+    mixture = ",".join(f"{output / name}={share}" for name, share in SHARES.items())
+    (output / "mixture.txt").write_text(mixture + "\n")
+    print(mixture)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _canonical(smiles: str) -> str | None:
+    try:
+        return Chem.MolToSmiles(parse_smiles(smiles), isomericSmiles=False)
+    except InvalidMoleculeError:
+        return None
+
+
+def _without(rows: Sequence[dict[str, str]], molecules: set[str | None], name: str) -> list[dict[str, str]]:
+    kept = [row for row in rows if _canonical(row["SMILES"]) not in molecules]
+    print(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows show molecules of a test file, and are left out")
+    return kept
+
+
+def _questions(molecules: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
+    """Conversations of yes/no questions about groups; the answer is a toss, and says nothing about the next one."""
+    for smiles in molecules:
+        try:
+            present = set(functional_groups(parse_smiles(smiles)))
+        except InvalidMoleculeError:
+            continue
+        rng = random.Random(f"{split} {smiles}")
+        sides = {"Yes": sorted(present), "No": sorted(set(FUNCTIONAL_GROUPS) - present)}
+        messages: list[Message] = []
+        for _ in range(GROUP_QUESTIONS):
+            answer = rng.choice(("Yes", "No"))
+            if sides[answer]:
+                group = sides[answer].pop(rng.randrange(len(sides[answer])))
+                messages += [Message("user", group_question(group, rng)), Message("assistant", f"{answer}.")]
+        if messages:
+            yield {"smiles": smiles, "messages": [message._asdict() for message in messages]}
+
+
+def score_models(options: argparse.Namespace) -> None:
+    """Evaluates each model on each task, and prints the tables; see `table`."""
+    results: dict[str, dict[str, Any]] = {}
+    for pair in options.model:
+        model, _, checkpoint = pair.partition("=")
+        for task in options.only:
+            config = get_config()
+            config.checkpoint, config.data, config.limit = checkpoint, str(options.tasks / task), options.limit
+            config.task = _task(task)
+            config.metric_tokenizer = options.metric_tokenizer
+            config.group_questions = 1000 if task == "names" else 0
+            config.decoding.max_new_tokens = {"names": 96, "descriptions": 128}.get(task, 12)
+            metrics = evaluate(read_config(config), options.output / model / task)
+            results.setdefault(task, {})[model] = metrics
+            if task == "names":
+                results.setdefault("groups", {})[model] = metrics["group_questions"] | {
+                    "intervals": {
+                        name.removeprefix("group_questions."): each
+                        for name, each in metrics["intervals"].items()
+                        if name.startswith("group_questions.")
+                    }
+                }
+    for task in {*options.only} & {*REGRESSION, *CLASSIFICATION, "qm9"}:
+        results.setdefault(task, {})["Morgan random forest"] = forest_scores(options.tasks / task, options.limit)
+    storage.write_json(options.output / "scores.json", results)
+    for task, rows in results.items():
+        print(f"\n{task}\n{table(rows, SCORES.get(task, SCORES['bace']))}")
+
+
+def _task(name: str) -> str:
+    known = {"names": "iupac_name", "descriptions": "description"}
+    return known.get(name) or ("property_classification" if name in CLASSIFICATION else "property_regression")
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> str:
+    """Markdown: a line for each model, its scores with their intervals, and what another molecule's graph costs."""
+    lines = [f"| | {' | '.join(scores)} | graph use, nats |", f"|---{'|---' * (len(scores) + 1)}|"]
+    for model, found in rows.items():
+        use = found.get("graph_use", {}).get("change", {}).get("other")
+        cells = [_cell(found, name) for name in scores]
+        lines.append(f"| {model} | {' | '.join(cells)} | {'' if use is None else f'{use:+.3f}'} |")
+    return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, Any], name: str) -> str:
+    value, between = found.get(name), found["intervals"].get(name)
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (f" ({between[0]:.3f} to {between[1]:.3f})" if between else "")
+
+
+def forest_scores(folder: Path, limit: int) -> dict[str, Any]:
+    """Of a random forest on Morgan fingerprints (radius 2, 2048 bits), on the rows that the models answer.
+
+    The answers are the mean over FOREST_SEEDS forests. A task with several properties has one for each of them.
+    """
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    generator = GetMorganGenerator(radius=2, fpSize=2048)
+
+    def read(split: str) -> tuple[np.ndarray, list[str], list[str]]:
+        records = read_records(folder, split)[: limit or None] if split == "test" else read_records(folder, split)
+        molecules = [parse_smiles(record.conversation.smiles[0]) for record in records]
+        asked = [record.conversation.messages[0].content for record in records]
+        return (
+            np.stack([generator.GetFingerprintAsNumPy(molecule) for molecule in molecules]),
+            asked,
+            [record.conversation.messages[-1].content for record in records],
+        )
+
+    x, asked, y = read("train")
+    test, test_asked, targets = read("test")
+    classes = folder.name in CLASSIFICATION
+    kind = RandomForestClassifier if classes else RandomForestRegressor
+    values = np.array([target.startswith("Yes") if classes else float(target) for target in y], float)
+    found = np.zeros(len(targets))
+    for question in set(test_asked):
+        rows, places = (np.array([each == question for each in some]) for some in (asked, test_asked))
+        for seed in range(FOREST_SEEDS):
+            forest = kind(random_state=seed, **FOREST).fit(x[rows], values[rows])
+            answer = forest.predict_proba(test[places])[:, 1] if classes else forest.predict(test[places])
+            found[places] += answer / FOREST_SEEDS
+    if classes:
+        answers = ["Yes" if value > 0.5 else "No" for value in found]
+        return classification_scores(answers, targets, found.tolist())
+    return regression_scores([f"{value:.6f}" for value in found], targets)
+
+
+if __name__ == "__main__":
+    main()

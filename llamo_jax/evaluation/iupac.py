@@ -1,0 +1,60 @@
+"""IUPAC names as structures: what a name means, read by OPSIN (Lowe et al., 2011), not how many of its words are right.
+
+OPSIN is a Java program, which the package py2opsin (extra `[opsin]`) brings and runs.
+"""
+
+import importlib.util
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llamo_jax.evaluation import intervals
+from llamo_jax.evaluation.molecules import compare
+
+MISSING = "names were not read as structures: that needs Java and py2opsin; pip install 'llamo_jax[opsin]'"
+
+
+def is_available() -> bool:
+    """Whether OPSIN can be run here."""
+    return shutil.which("java") is not None and importlib.util.find_spec("py2opsin") is not None
+
+
+def name_to_smiles(names: Sequence[str]) -> list[str]:
+    """The SMILES of each name; "" for what OPSIN cannot read."""
+    from py2opsin import py2opsin
+
+    asked = [" ".join(name.split()) or "-" for name in names]  # a line each
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a complaint about each name that it cannot read
+        found = py2opsin(asked, tmp_fpath=str(Path(folder) / "names.txt")) if asked else []
+    if not isinstance(found, list) or len(found) != len(asked):
+        raise RuntimeError(f"OPSIN has not answered for {len(asked)} names")
+    return found
+
+
+def structure_scores(predictions: Sequence[str], smiles: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+    """valid: share of names that are a molecule; structure: that are the right one; morgan: their mean similarity.
+
+    morgan counts names that are none as 0. target_structure: `structure` of the targets, what can be reached. Compared
+    by InChI, stereochemistry included, with the molecules that were to be named.
+    """
+    read = name_to_smiles([*predictions, *targets])
+    pairs = [compare(ours, theirs) for ours, theirs in zip(read, [*smiles, *smiles], strict=True)]
+    pairs, of_targets = pairs[: len(predictions)], pairs[len(predictions) :]
+    columns = {
+        "valid": np.array([pair.valid for pair in pairs], float),
+        "structure": np.array([pair.exact for pair in pairs], float),
+        "morgan": np.array([pair.morgan for pair in pairs], float),
+    }
+    return {
+        **{name: float(values.mean()) for name, values in columns.items()},
+        "target_structure": float(np.mean([pair.exact for pair in of_targets])),
+        "intervals": intervals.intervals(
+            len(pairs), {name: intervals.mean(values) for name, values in columns.items()}
+        ),
+    }
