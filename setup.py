@@ -13,6 +13,7 @@ GGUF = ["gguf>=0.19"]
 CONVERT = ["torch>=2.7", "peft>=0.18", *GGUF]
 QUANT = ["qwix>=0.1.8"]
 SELFIES = ["selfies>=2.2"]
+BASELINES = ["scikit-learn>=1.7"]  # that benchmarks put beside the model
 OPSIN = ["py2opsin>=1.2"]  # runs a Java program, which it brings
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
@@ -20,6 +21,7 @@ TEST = [
     *CONVERT,
     *SELFIES,
     *OPSIN,
+    *BASELINES,
     *QUANT,
     # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
     "pytest>=8.4,<9.2",
@@ -90,7 +92,7 @@ setup(
         "demo": ["gradio>=6"],
         "selfies": SELFIES,
         "opsin": OPSIN,
-        "baselines": ["scikit-learn>=1.7"],  # beside which benchmarks put the model
+        "baselines": BASELINES,
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
         "test": TEST,

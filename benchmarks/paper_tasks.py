@@ -11,7 +11,7 @@ needs scikit-learn.
 
 import argparse
 import csv
-import json
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.describe import group_question
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups
-from data_pipeline.jobs import Runner, Settings, prepare
+from data_pipeline.jobs import Inputs, Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.records import read_records
@@ -50,7 +50,7 @@ SCORES = {
     **dict.fromkeys((*REGRESSION, "qm9"), ("mae", "rmse", "r2", "answered")),
     **dict.fromkeys(CLASSIFICATION, ("roc_auc", "accuracy", "f1", "yes_rate")),
 }
-FOREST = {"n_estimators": 500, "n_jobs": -1}
+FOREST = {"n_estimators": 200, "max_features": 1 / 3, "n_jobs": -1}
 FOREST_SEEDS = 3
 
 
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make.add_argument("--data", type=Path, required=True, metavar="DIR")
     make.add_argument("--tokenizer", required=True, metavar="DIR")
     make.add_argument("--output", type=Path, required=True, metavar="DIR")
+    make.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     show = commands.add_parser("score")
     show.add_argument("--tasks", type=Path, required=True, metavar="DIR", help="what `prepare` made")
     show.add_argument("--output", type=Path, required=True, metavar="DIR")
@@ -106,22 +107,21 @@ def prepare_tasks(options: argparse.Namespace) -> None:
         described = [{"smiles": row["SMILES"], "description": row["description"]} for row in rows]
         storage.write_json_lines(tables / f"descriptions.{split}.jsonl", described)
 
-    def make(name: str, task: str, inputs: Mapping[str | None, Sequence[Path]], **settings: Any) -> None:
+    def make(name: str, task: str, inputs: Inputs, **settings: Any) -> None:
         chosen = Settings(
             task=task, tokenizer=options.tokenizer, prompt_style="chat_template", tokens_per_row=512, **settings
         )
-        manifest = prepare(inputs, output / name, chosen, Runner(2))
+        manifest = prepare(inputs, output / name, chosen, Runner(options.num_workers))
         print(f"{name}: {manifest['splits']}, rejected {sum(manifest['rejected'].values())}")
 
     for name, task in (("names", "iupac_name"), ("descriptions", "description"), ("groups", "instruction")):
         files = {split: [tables / f"{name}.{split}.jsonl"] for split in ("train", "validation", "test")}
-        inputs = {None if split == "train" else split: paths for split, paths in files.items()}
+        inputs: Inputs = {None if split == "train" else split: paths for split, paths in files.items()}
         make(name, task, inputs, validation_fraction=0.0)
     for name, column in REGRESSION.items():
         columns = Columns(targets=(column,))
         make(name, "property_regression", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
-    qm9 = {None: [data / "property" / "qm9_subset.csv"]}
-    make("qm9", "property_regression", qm9, columns=Columns(targets=QM9))
+    make("qm9", "property_regression", {None: [data / "property" / "qm9_subset.csv"]}, columns=Columns(targets=QM9))
     for name, column in CLASSIFICATION.items():
         columns = Columns(targets=(column,))
         make(name, "property_classification", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
@@ -178,7 +178,7 @@ def score_models(options: argparse.Namespace) -> None:
             config.checkpoint, config.data, config.limit = checkpoint, str(options.tasks / task), options.limit
             config.task = _task(task)
             config.metric_tokenizer = options.metric_tokenizer
-            config.group_questions = 1000 if task == "names" else 0
+            config.group_questions = (options.limit or 1000) if task == "names" else 0
             config.decoding.max_new_tokens = {"names": 96, "descriptions": 128}.get(task, 12)
             metrics = evaluate(read_config(config), options.output / model / task)
             results.setdefault(task, {})[model] = metrics

@@ -10,6 +10,7 @@ def quiet_libraries() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else it announces itself; TensorFlow only moves data here
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # else it imports Keras, which nothing here uses, for 2.7 s
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from absl import logging
 

@@ -10,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as data_pipeline.logs does for programs
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest

@@ -68,7 +68,14 @@ def alone(*command, cwd):
 def runs_of_both_stages(models, few, tmp_path_factory):
     """Ten steps each."""
     root = tmp_path_factory.mktemp("smollm2")
-    small = {"data.rows": 1, "train.steps": 10, "train.log_every": 10, "train.eval_every": 10, "train.samples": 0}
+    small = {
+        "data.rows": 1,
+        "data.tokens_per_row": 192,
+        "train.steps": 10,
+        "train.log_every": 10,
+        "train.eval_every": 10,
+        "train.samples": 0,
+    }
     small |= {"model.compute_dtype": "float32", "model.frozen_dtype": "float32"}  # else as fits the machine
     small |= {"train.checkpoint_every": 10, "train.warmup_steps": 2, "train.eval_batches": 1}
     sources = {"stage1": (models / "smollm2", few / "description"), "stage2": (root / "stage1", few / "instruction")}
@@ -98,12 +105,6 @@ print(json.dumps([prompts, [answer.tokens.tolist() for answer in answers], [answ
 """
 
 
-def asked(checkpoint, tokens, questions):
-    """Prompts, greedy answers' tokens and texts."""
-    printed = alone("-c", ASK, checkpoint, str(tokens), json.dumps(questions), cwd=checkpoint)
-    return json.loads(printed.splitlines()[-1])
-
-
 def test_tokens_equal_those_of_transformers(models, shared_data):
     ours = load_tokenizer(models / "smollm2" / "tokenizer")
     theirs = transformers.AutoTokenizer.from_pretrained(models, gguf_file=FILE)
@@ -117,11 +118,26 @@ def test_tokens_equal_those_of_transformers(models, shared_data):
     )
 
 
+ASPIRIN = ("Describe this molecule.", ("CC(=O)Oc1ccccc1C(=O)O",))
+
+
 @pytest.fixture(scope="module")
-def questions(runs_of_both_stages):
+def answers(runs_of_both_stages):
+    """By stage: prompts, greedy answers' tokens and their texts; without a molecule, but for the last."""
+    asked = {"stage1": (64, [(question, ()) for question in QUESTIONS]), "stage2": (16, [(QUESTIONS[2], ())])}
+    found = {}
+    for stage, (tokens, questions) in asked.items():
+        folder = runs_of_both_stages / stage
+        printed = alone("-c", ASK, folder, str(tokens), json.dumps([*questions, ASPIRIN]), cwd=folder)
+        found[stage] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def questions(answers):
     """Prompts without a molecule, as the stages write them, and what stage 1's model answers greedily."""
-    prompts, tokens, _ = asked(runs_of_both_stages / "stage1", 64, [(question, ()) for question in QUESTIONS])
-    return [torch.tensor([prompt]) for prompt in prompts], tokens
+    prompts, tokens, _ = answers["stage1"]
+    return [torch.tensor([prompt]) for prompt in prompts[:-1]], tokens[:-1]
 
 
 def test_logits_equal_those_of_transformers(models, theirs, questions):
@@ -139,18 +155,21 @@ def test_logits_equal_those_of_transformers(models, theirs, questions):
 
 def test_the_frozen_model_answers_as_in_transformers(theirs, questions):
     """After stage 1 nothing but the graph side has changed: without a molecule, it is SmolLM2."""
-    for prompt, ours, question in zip(*questions, QUESTIONS, strict=True):
-        answer = theirs.generate(prompt, max_new_tokens=64, do_sample=False, pad_token_id=2)
-        assert ours == answer[0, prompt.shape[1] :].tolist(), question
+    prompts, tokens = questions
+    longest = max(prompt.shape[1] for prompt in prompts)
+    padded = torch.stack([torch.nn.functional.pad(prompt[0], (longest - len(prompt[0]), 0)) for prompt in prompts])
+    seen = torch.stack([torch.arange(longest) >= longest - prompt.shape[1] for prompt in prompts]).long()
+    end = theirs.config.eos_token_id
+    given = theirs.generate(padded, attention_mask=seen, max_new_tokens=64, do_sample=False, pad_token_id=end)
+    for answer, ours, question in zip(given[:, longest:].tolist(), tokens, QUESTIONS, strict=True):
+        assert ours == answer[: answer.index(end) + 1 if end in answer else None], question
         assert len(ours) > 3
     assert "Paris" in load_tokenizer(ROOT / "models" / "smollm2" / "tokenizer").decode(questions[1][0])
 
 
-def test_both_stages_answer_and_leave_the_language_model_alone(models, runs_of_both_stages):
+def test_both_stages_answer_and_leave_the_language_model_alone(models, runs_of_both_stages, answers):
     stored = read_model(models / "smollm2").weights
-    for stage in ("stage1", "stage2"):
-        question = ("Describe this molecule.", ["CC(=O)Oc1ccccc1C(=O)O"])
-        assert asked(runs_of_both_stages / stage, 8, [question])[2][0].strip()
+    assert all(texts[-1].strip() for _, _, texts in answers.values())
     convert.main(["to_peft", "--checkpoint", str(runs_of_both_stages / "stage2"),
                   "--output", str(runs_of_both_stages / "peft")])  # fmt: skip
     convert.main(["to_huggingface", "--checkpoint", str(runs_of_both_stages / "stage2"),
@@ -163,7 +182,7 @@ def test_both_stages_answer_and_leave_the_language_model_alone(models, runs_of_b
     assert 0 < np.abs(change).max() < 0.1
 
 
-def test_exports_are_the_same_model_in_torch(theirs, runs_of_both_stages, questions):
+def test_exports_are_the_same_model_in_torch(theirs, runs_of_both_stages, questions, answers):
     prompts = questions[0]
     merged = transformers.AutoModelForCausalLM.from_pretrained(runs_of_both_stages / "merged", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(runs_of_both_stages / "merged")
@@ -172,6 +191,6 @@ def test_exports_are_the_same_model_in_torch(theirs, runs_of_both_stages, questi
     assert np.abs(expected - torch_logits(theirs, prompts[0].numpy())).max() > 1e-3
     adapted = PeftModel.from_pretrained(theirs, runs_of_both_stages / "peft").eval()  # changes `theirs`: the last test
     np.testing.assert_allclose(torch_logits(adapted, prompts[0].numpy()), expected, atol=1e-3)
-    ours = asked(runs_of_both_stages / "stage2", 16, [(QUESTIONS[2], ())])[1][0]
+    ours = answers["stage2"][1][0]
     answer = merged.generate(prompts[2], max_new_tokens=16, do_sample=False, pad_token_id=2)
     assert ours == answer[0, prompts[2].shape[1] :].tolist()

@@ -57,9 +57,11 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
         of_targets = hallucination_scores([row["target"] for row in described], smiles)
         scores["hallucination"] = found | {"target_precision": of_targets["precision"]}
     if task == "iupac_name" and len(described) == len(rows):
-        of = (predictions, [row["smiles"][0] for row in described], targets)
-        found = iupac.structure_scores(*of) if iupac.is_available() else None
-        scores |= {"structures": found} if found else {"structures": None, "structures_missing": iupac.MISSING}
+        if iupac.is_available():
+            smiles = [row["smiles"][0] for row in described]
+            scores["structures"] = iupac.structure_scores(predictions, smiles, targets)
+        else:
+            scores |= {"structures": None, "structures_missing": iupac.MISSING}
     return scores
 
 

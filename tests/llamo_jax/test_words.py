@@ -58,14 +58,18 @@ def test_the_loss_is_that_of_yes_no_questions_about_words(shards):
     definition, arrays = helpers.definition_and_arrays(helpers.model_config())
     model = definition.merge(arrays, {}, {})
     host = helpers.host_batch(shards)
-    loss, count = jax.jit(word_likelihood)(model, jax.tree.map(jnp.asarray, host))
-    tokens, _ = model.encode_graphs(jax.tree.map(jnp.asarray, host.molecules))
+
+    @jax.jit  # one program for all
+    def compute(model, batch):
+        likelihoods = (word_likelihood, answer_likelihood, answer_and_word_likelihood)
+        return [each(model, batch) for each in likelihoods], model.encode_graphs(batch.molecules)[0]
+
+    found, tokens = compute(model, jax.tree.map(jnp.asarray, host))
+    (loss, count), (answers, targets), (both, divisor) = found
     table = np.asarray(model.language_model.embedding[...], np.float64)
     expected, words = expected_loss(host, np.asarray(tokens), table)
     assert int(count) == words > 20
     np.testing.assert_allclose(float(loss), expected, rtol=1e-4)
-    answers, targets = answer_likelihood(model, jax.tree.map(jnp.asarray, host))
-    both, divisor = answer_and_word_likelihood(model, jax.tree.map(jnp.asarray, host))
     np.testing.assert_allclose(float(both), float(answers) + expected, rtol=1e-5)
     assert int(divisor) == int(targets) == host.target_mask.sum()
 
