@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any other field of the config")
 
 
-BUDGETS = {"tiny": (5, 72, 32), "small": (8, 256, 96), "baseline": (1, 40, 16)}
+BUDGETS = {"tiny": (5, 72, 32), "small": (8, 256, 96), "baseline": (1, 40, 16), "smollm2": (3, 54, 24)}
 LARGE = (8, 608, 224)
 """Molecules, atoms and motifs of a row, by preset, and of all others: there is no data that would tell."""
 

@@ -158,7 +158,11 @@ PRESETS = {
             "prompt": {"show_smiles": False},
             "train": {"objective": "answers+words", "learning_rate": 5e-4, "final_learning_rate": 5e-5},
         },
-        "stage2": {"train": {"learning_rate": 3e-4, "final_learning_rate": 3e-5}},
+        # half of real descriptions with their SMILES have 190 tokens and more
+        "stage2": {
+            "data": {"rows": 2, "tokens_per_row": 512},
+            "train": {"learning_rate": 3e-4, "final_learning_rate": 3e-5},
+        },
     },
     # The paper: Llama-2-7b-chat, with LoRA in stage 2. Not run yet, like the next two.
     "llama2_7b": _pretrained(_llama(32000, 4096, 32, 32, 32, 11008), "llama2"),
