@@ -39,6 +39,7 @@ from llamo_jax.models.definition import define_model, initial_arrays
 from llamo_jax.models.folder import read_model
 from llamo_jax.parameters import abstract_arrays
 from llamo_jax.training.config import Config
+from llamo_jax.weights import Weights, place
 
 
 def measure(
@@ -48,7 +49,7 @@ def measure(
     prompt_tokens: int,
     decoding: DecodingConfig,
     repeats: int,
-    weights: Mapping[str, np.ndarray] | None = None,
+    weights: Weights | None = None,
     beside: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict:
     """Times whole answers to `rows` prompts, `repeats` times after one to compile; in turns with each of `beside`.
@@ -62,8 +63,7 @@ def measure(
     stop = config.model.language_model.vocab_size  # no token has this id: nothing ends early
     with jax.set_mesh(mesh):
         arrays = initial_arrays(config.model, abstract, config.seed)
-        for name, value in (weights or {}).items():
-            arrays[name] = jax.device_put(value.astype(arrays[name].dtype), arrays[name].sharding)
+        arrays |= place(weights or {}, {name: abstract[name] for name in weights or {}})
         definition, arrays = for_decoding(definition, arrays, mesh)
         batch = collate_prompts(random_prompts(config, rows, prompt_tokens), rows=rows, shards=shards)
         batch = sharding.put_global(batch, mesh)

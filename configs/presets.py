@@ -14,7 +14,15 @@ LORA_TARGETS = ("language_model/layers/(query|value)",)
 """What the paper adapts: queries and values of the decoder's layers."""
 
 
-def _model(*, graph_width: int, projector_depth: int, language_model: dict, compute_dtype: str, remat: str) -> dict:
+def _model(
+    *,
+    graph_width: int,
+    projector_depth: int,
+    language_model: dict,
+    compute_dtype: str,
+    remat: str,
+    loss_chunk: int = 512,
+) -> dict:
     return {
         "graph_encoder": to_dict(GINConfig.paper(width=graph_width)),
         "projector": to_dict(MultiLevelConfig.paper(depth=projector_depth)),
@@ -25,7 +33,7 @@ def _model(*, graph_width: int, projector_depth: int, language_model: dict, comp
         "quantize": "none",
         "attention": "auto",
         "remat": remat,
-        "loss_chunk": 512,
+        "loss_chunk": loss_chunk,
     }
 
 
@@ -141,6 +149,7 @@ PRESETS = {
             language_model=_llama(49152, 576, 30, 9, 3, 1536, rope_theta=100000.0, tie_embeddings=True),
             compute_dtype=_fast_dtype(),
             remat="none",
+            loss_chunk=128,  # 25 MB of logits, which a CPU's cache holds: a step in 5.9 s instead of 6.5 with 512
         ),
         "data": _rows(rows=4, tokens=256),
         "prompt_style": "chat_template",

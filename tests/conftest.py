@@ -36,6 +36,9 @@ SLOWEST = {
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
+FIRST = {"test_smollm2", "test_extending", "test_paper_tasks"}
+"""Files whose first test waits minutes for what all of them need."""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -47,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slowest)
         elif name not in UNIT:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slowest") is None)
+    items.sort(key=lambda item: item.get_closest_marker("slowest") is None and item.path.stem not in FIRST)
 
 
 @pytest.fixture(scope="session")

@@ -69,14 +69,14 @@ def run(code: str, tmp_path: Path, *paths: Path) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_three_thousand_small_files_need_no_more_open_ones_than_allowed(tmp_path):
-    """Prepared, read and prepared again where a process may open 256 files; the first attempt is cut off late."""
+def test_many_small_files_need_no_more_open_ones_than_allowed(tmp_path):
+    """Prepared, read and prepared again where a process may open 128 files; the first attempt is cut off late."""
     (tmp_path / "rows.csv").write_text(
-        "smiles,text\n" + "".join(f"{'C' * (i % 9 + 1)},Text {i}.\n" for i in range(3000))
+        "smiles,text\n" + "".join(f"{'C' * (i % 9 + 1)},Text {i}.\n" for i in range(800))
     )
     code = """
         import resource
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
         from pathlib import Path
         from data_pipeline import jobs, record_files
         from data_pipeline.jobs import Runner, Settings
@@ -93,13 +93,13 @@ def test_three_thousand_small_files_need_no_more_open_ones_than_allowed(tmp_path
         jobs.shards.Worker = None  # nothing is left to be featurised
         jobs.prepare({None: [Path("rows.csv")]}, "data", settings, Runner(2))
         reader = RecordReader("data", "train")
-        records = reader.fetch(range(0, 3000, 7))
+        records = reader.fetch(range(0, 800, 7))
         print(len(list(Path("data/records").rglob("*array_record*"))), len(reader), len(records))
-        assert [r.conversation.messages[1].content for r in records] == [f"Text {i}." for i in range(0, 3000, 7)]
+        assert [r.conversation.messages[1].content for r in records] == [f"Text {i}." for i in range(0, 800, 7)]
     """
     result = run(code, tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.split() == ["3000", "3000", "429"]
+    assert result.stdout.split() == ["800", "800", "115"]
 
 
 BUCKET = """
