@@ -36,7 +36,7 @@ SLOWEST = {
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
-FIRST = {"test_smollm2", "test_extending", "test_paper_tasks"}
+FIRST = {"test_extending"}
 """Files whose first test waits minutes for what all of them need."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

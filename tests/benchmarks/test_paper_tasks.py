@@ -11,7 +11,7 @@ from data_pipeline.molecule import parse_smiles
 from data_pipeline.records import read_records
 from llamo_jax.evaluation.molecules import compare
 
-pytestmark = pytest.mark.xdist_group("paper_tasks")
+pytestmark = [pytest.mark.slowest, pytest.mark.xdist_group("paper_tasks")]
 ROWS = 30
 
 
