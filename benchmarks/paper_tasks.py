@@ -44,12 +44,16 @@ SHARES = {"descriptions": 3, "names": 3, "groups": 2, "qm9": 1} | dict.fromkeys(
 """Of rows in the mixture that stage 2 reads."""
 
 GROUP_QUESTIONS = 4  # to a molecule in training, each with yes or no by chance
+_WORDS = ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor")
 SCORES = {
-    "names": ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor", "exact"),
-    "descriptions": ("bleu2", "bleu4", "rouge1", "rouge2", "rougeL", "meteor"),
+    "names": (*_WORDS, "exact", "structures.valid", "structures.structure"),
+    "descriptions": (*_WORDS, "hallucination.precision"),
     **dict.fromkeys((*REGRESSION, "qm9"), ("mae", "rmse", "r2", "answered")),
     **dict.fromkeys(CLASSIFICATION, ("roc_auc", "accuracy", "f1", "yes_rate")),
 }
+"""Columns of each task's table, as metrics.json calls them; a point leads into an entry."""
+GROUPS = tuple(f"group_questions.{name}" for name in ("f1", "roc_auc", "yes_rate", "accuracy"))
+"""Those of the questions about groups, which are asked about the molecules of `names`."""
 FOREST = {"n_estimators": 200, "max_features": 1 / 3, "n_jobs": -1}
 FOREST_SEEDS = 3
 
@@ -182,19 +186,13 @@ def score_models(options: argparse.Namespace) -> None:
             config.decoding.max_new_tokens = {"names": 96, "descriptions": 128}.get(task, 12)
             metrics = evaluate(read_config(config), options.output / model / task)
             results.setdefault(task, {})[model] = metrics
-            if task == "names":
-                results.setdefault("groups", {})[model] = metrics["group_questions"] | {
-                    "intervals": {
-                        name.removeprefix("group_questions."): each
-                        for name, each in metrics["intervals"].items()
-                        if name.startswith("group_questions.")
-                    }
-                }
     for task in {*options.only} & {*REGRESSION, *CLASSIFICATION, "qm9"}:
         results.setdefault(task, {})["Morgan random forest"] = forest_scores(options.tasks / task, options.limit)
     storage.write_json(options.output / "scores.json", results)
     for task, rows in results.items():
-        print(f"\n{task}\n{table(rows, SCORES.get(task, SCORES['bace']))}")
+        print(f"\n{task}\n{table(rows, SCORES[task])}")
+        if task == "names":
+            print(f"\ngroups\n{table(rows, GROUPS)}")
 
 
 def _task(name: str) -> str:
@@ -213,9 +211,11 @@ def table(rows: Mapping[str, Mapping[str, Any]], scores: Sequence[str]) -> str:
 
 
 def _cell(found: Mapping[str, Any], name: str) -> str:
-    value, between = found.get(name), found["intervals"].get(name)
-    if value is None:
+    where, _, last = name.rpartition(".")
+    inner = found.get(where) if where else found
+    if not inner or inner.get(last) is None:
         return ""
+    value, between = inner[last], found["intervals"].get(name) or inner.get("intervals", {}).get(last)
     return f"{value:.3f}" + (f" ({between[0]:.3f} to {between[1]:.3f})" if between else "")
 
 

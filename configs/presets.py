@@ -158,11 +158,11 @@ PRESETS = {
         "stage1_steps": 600,
         "stage2_steps": 400,
         "warmup_steps": 20,
-        # a step takes 7 s
+        # a step takes 7 s on two CPU cores: figures after every 12 minutes
         "every_stage": {
             "train": {"eval_every": 100, "eval_batches": 8, "graph_use_every": 100, "checkpoint_every": 100},
         },
-        # With the SMILES before it, or at 1e-3 without the words, the language model hardly reads the graph.
+        # at 1e-3 and without the words, the language model hardly reads the graph: see docs/results.md
         "stage1": {
             "prompt": {"show_smiles": False},
             "train": {"objective": "answers+words", "learning_rate": 5e-4, "final_learning_rate": 5e-5},

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.errors import DataError
 from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.molecules import compare
 
@@ -25,15 +26,16 @@ def is_available() -> bool:
 
 
 def name_to_smiles(names: Sequence[str]) -> list[str]:
-    """The SMILES of each name; "" for what OPSIN cannot read."""
+    """The SMILES of each name; "" for what OPSIN cannot read. Raises DataError if OPSIN does not run."""
     from py2opsin import py2opsin
 
-    asked = [" ".join(name.split()) or "-" for name in names]  # a line each
+    # a line each, of characters that a file can hold
+    asked = [" ".join(name.split()).encode("utf-8", "replace").decode() or "-" for name in names]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a complaint about each name that it cannot read
         found = py2opsin(asked, tmp_fpath=str(Path(folder) / "names.txt")) if asked else []
     if not isinstance(found, list) or len(found) != len(asked):
-        raise RuntimeError(f"OPSIN has not answered for {len(asked)} names")
+        raise DataError(f"OPSIN has not answered for {len(asked):,} names; does `java -version` run?")
     return found
 
 

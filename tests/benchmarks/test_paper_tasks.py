@@ -85,16 +85,20 @@ def test_models_stand_beside_a_forest(tasks, trained, tmp_path, capsys):
     paper_tasks.main(command)
     printed = capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert sorted(scores) == ["esol", "groups", "names"]
+    assert sorted(scores) == ["esol", "names"]
     assert list(scores["esol"]) == ["tiny", "Morgan random forest"]
     forest, tiny = scores["esol"]["Morgan random forest"], scores["esol"]["tiny"]
     assert tiny["rows"] == 3
     assert forest["answered"] == 1
-    assert 0 <= scores["groups"]["tiny"]["yes_rate"] <= 1
-    assert scores["groups"]["tiny"]["intervals"]["accuracy"]
+    names = scores["names"]["tiny"]
+    low, high = names["intervals"]["group_questions.accuracy"]
+    assert f"| {names['group_questions']['accuracy']:.3f} ({low:.3f} to {high:.3f}) |" in printed
     low, high = forest["intervals"]["mae"]
     assert f"| Morgan random forest | {forest['mae']:.3f} ({low:.3f} to {high:.3f}) |" in printed
-    assert (scores["names"]["tiny"]["structures"] is None) == (shutil.which("java") is None)
+    assert (names["structures"] is None) == (shutil.which("java") is None)
+    if names["structures"]:
+        low, high = names["structures"]["intervals"]["valid"]
+        assert f"| {names['structures']['valid']:.3f} ({low:.3f} to {high:.3f}) |" in printed
     answered = json.loads((tmp_path / "tiny" / "esol" / "metrics.json").read_text())
     assert answered["rows"] == 3
     assert answered["mae"] == tiny["mae"]

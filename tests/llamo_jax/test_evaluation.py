@@ -416,7 +416,7 @@ def test_an_evaluation_of_a_file_with_classes(trained, shared_data, tmp_path):
 NAMED = {  # molecule, its name, and an answer
     "c1ccccc1O": ("phenol", "hydroxybenzene"),  # another name of the same
     "CCO": ("ethanol", "propan-1-ol"),
-    "CC(=O)O": ("acetic acid", "acid of\nvinegar, \x00 like"),
+    "CC(=O)O": ("acetic acid", "acid of\nvinegar, \x00 like \ud800"),
     "C[C@H](N)C(=O)O": ("(2S)-2-aminopropanoic acid", "(2R)-2-aminopropanoic acid"),
 }
 
