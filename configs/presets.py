@@ -9,6 +9,10 @@ from llamo_jax.clusters import accelerator_signs
 from llamo_jax.config import to_dict
 from llamo_jax.models import GINConfig, MultiLevelConfig
 from llamo_jax.models.folder import is_model_folder, read_model
+from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
+from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
+from llamo_jax.models.projectors import PROJECTORS
+from llamo_jax.models.projectors.budget import matched
 
 LORA_TARGETS = ("language_model/layers/(query|value)",)
 """What the paper adapts: queries and values of the decoder's layers."""
@@ -187,11 +191,35 @@ _NO_CHANGES: dict[str, dict] = {"every_stage": {}, "stage1": {}, "stage2": {}}
 """What a preset changes in configurations of all stages, and of one."""
 
 
-def preset(name: str) -> ConfigDict:
+def preset(choice: str) -> ConfigDict:
     """The preset's model and data sizes; raises ValueError, naming the known ones, if there is none of that name.
 
-    A model folder (see llamo_jax.models.folder) is one as well: its model, with the sizes of the large presets.
+    A model folder (see llamo_jax.models.folder) is one as well: its model, with the sizes of the large presets. Other
+    kinds of graph encoder and projector may follow: "tiny,projector=single_level" has as many graph tokens and
+    parameters as "tiny", see llamo_jax.models.projectors.budget.
     """
+    name, *kinds = choice.split(",")
+    found = _preset(name)
+    for each in kinds:
+        place, _, kind = each.partition("=")
+        if place not in ("graph_encoder", "projector"):
+            raise ValueError(f"{choice!r}: {each!r} is neither graph_encoder=KIND nor projector=KIND")
+        with found.unlocked():
+            found.model[place] = ConfigDict(to_dict(_of_kind(place, kind, found.model.to_dict())))
+        found.name = f"{found.name}-{kind}"
+    return found
+
+
+def _of_kind(place: str, kind: str, model: dict) -> GraphEncoderConfig | ProjectorConfig:
+    """A graph encoder as wide as the model's, or a projector as large as its own."""
+    encoder = GRAPH_ENCODERS.read(model["graph_encoder"], "graph_encoder")
+    if place == "graph_encoder":
+        return GRAPH_ENCODERS[kind].of_width(encoder.width)
+    reference = PROJECTORS.read(model["projector"], "projector")
+    return matched(kind, reference, encoder.width, encoder.num_levels, model["language_model"]["width"])
+
+
+def _preset(name: str) -> ConfigDict:
     if name in PRESETS:
         return ConfigDict({"init_from": "", **_NO_CHANGES, **PRESETS[name], "name": name})
     if not is_model_folder(name):

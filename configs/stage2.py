@@ -23,6 +23,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": LORA_TARGETS}
     config.train.steps = sizes.stage2_steps
     config.train.learning_rate = 1e-3 if sizes.from_scratch else 1e-4
-    config.train.trainable = ((r".*/lora_.*", True), ("projector/.*", True), (".*", False))
+    projector = () if config.model.projector.kind == "none" else (("projector/.*", True),)
+    config.train.trainable = ((r".*/lora_.*", True), *projector, (".*", False))
     config.update(sizes.stage2)
     return config

@@ -45,15 +45,19 @@ class MoleculeGraphs(NamedTuple):
         >>> molecules.atoms.n_node[0, :2].tolist()
         [3, 1]
         """
+        from data_pipeline.molecule import featurize  # RDKit takes a moment, and models need none
+
+        return cls.from_graphs([GraphArrays(*featurize(each)[1:]) for each in smiles])
+
+    @classmethod
+    def from_graphs(cls, graphs: Sequence["GraphArrays"]) -> "MoleculeGraphs":
+        """As `from_smiles`, of graphs that are arrays already."""
         import jax
         import jax.numpy as jnp
 
-        from data_pipeline.molecule import featurize  # RDKit takes a moment, and models need none
-
-        graphs = [GraphArrays(*featurize(each)[1:]) for each in smiles]
         sizes = [sum(len(graph[i]) for graph in graphs) for i in (0, 1, 4)]
         shape = BatchShape(1, 1, RowSize(0, len(graphs), *sizes))
-        return jax.tree.map(jnp.asarray, cls(*(_stack([part]) for part in _collate_graphs(graphs, shape))))
+        return jax.tree.map(jnp.asarray, cls(*(_stack([part]) for part in _collate_graphs(list(graphs), shape))))
 
 
 class Batch(NamedTuple):

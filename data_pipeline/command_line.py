@@ -1,5 +1,6 @@
 """What all programs do alike when they are interrupted, or called with arguments that are no text."""
 
+import argparse
 import functools
 import os
 import sys
@@ -38,3 +39,18 @@ def program(name: str, hint: str = "") -> Callable[[Callable[P, R]], Callable[P,
         return wrapped
 
     return decorate
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """For argparse: rising whole numbers above 0, such as "1,2,5"; raises ArgumentTypeError for anything else.
+
+    >>> whole_numbers("5,1,2")
+    (1, 2, 5)
+    """
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 1,2,5") from None
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{numbers[0]} is not above 0")
+    return tuple(numbers)

@@ -221,7 +221,8 @@ def _stripped(text: str, *, is_target: bool = False, bare: bool = False, strip: 
 class PromptEncoder:
     """Encodes conversations in one prompt style with one tokenizer, for a model with `num_graph_tokens` (Q).
 
-    show_smiles, show_graph: what of a molecule the prompts show; without its graph, no molecule enters a batch.
+    show_smiles, show_graph: what of a molecule the prompts show; without its graph, or any token for it (Q = 0), no
+    molecule enters a batch.
     end_id: the token that ends an answer in training; stop_ids: those that end a generated one.
     """
 
@@ -235,7 +236,7 @@ class PromptEncoder:
         self._style_name = style
         self._style = PROMPT_STYLES[style]
         self._show_smiles = show_smiles
-        self.show_graph = show_graph
+        self.show_graph = show_graph and num_graph_tokens > 0
         self.end_id = self._end_of_answer()
         self.stop_ids = tuple(dict.fromkeys((self.end_id, tokenizer.eos_id)))
 

@@ -16,7 +16,7 @@ from llamo_jax import sharding
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
 from llamo_jax.generation.generator import Generator
 from llamo_jax.generation.memory import device_bytes, rows_per_shard
-from llamo_jax.models import ModelConfig
+from llamo_jax.models import LLaMo, ModelConfig
 from llamo_jax.models.definition import ModelDefinition, define_model
 from llamo_jax.models.folder import is_model_folder
 from llamo_jax.parameters import abstract_arrays
@@ -43,11 +43,7 @@ def load_generator(
         raise workdir.CheckpointError(f"{folder} does not say how prompts are written (config.json)")
     definition = define_model(model)
     mesh = decoding_mesh(definition, model, tensor, (decoding or DecodingConfig()).max_new_tokens)
-    abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
-    loaded = checkpoints.load_weights(folder, abstract, model.quantize)
-    missing = sorted(set(abstract) - set(loaded.arrays))
-    if missing:
-        raise workdir.CheckpointError(f"{folder} is not a whole model; it lacks {missing}")
+    loaded = _load(folder, definition, mesh)
     tokenizer = load_tokenizer(workdir.at(folder)[0] / "tokenizer")
     encoder = PromptEncoder(
         tokenizer,
@@ -57,6 +53,22 @@ def load_generator(
         show_graph=prompt.show_graph,
     )
     return Generator(definition, loaded.arrays, encoder, mesh, decoding), loaded.digest()
+
+
+def load_model(folder: str | os.PathLike) -> LLaMo:
+    """The module of a run's workdir or a model folder, on the first device; raises as `load_generator`."""
+    definition = define_model(workdir.read_model_config(folder)[0])
+    return definition.merge(_load(folder, definition, sharding.single_device_mesh()).arrays)
+
+
+def _load(folder: str | os.PathLike, definition: ModelDefinition, mesh: Mesh) -> checkpoints.Loaded:
+    model = definition.config
+    abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained={})
+    loaded = checkpoints.load_weights(folder, abstract, model.quantize)
+    missing = sorted(set(abstract) - set(loaded.arrays))
+    if missing:
+        raise workdir.CheckpointError(f"{folder} is not a whole model; it lacks {missing}")
+    return loaded
 
 
 def describe_model(folder: str | os.PathLike) -> tuple[str, int | None]:

@@ -54,10 +54,11 @@ def package(name: str) -> str:
     return f"{first}.{rest[0]}" if first == "llamo_jax" and rest else first
 
 
-ORDER = ["launch", "benchmarks", "configs", "llamo_jax.apps", "llamo_jax.convert", "llamo_jax.evaluation",
-         "llamo_jax.runs", "llamo_jax.loading", "llamo_jax.generation", "llamo_jax.training", "llamo_jax.distributed",
-         "llamo_jax.clusters", "llamo_jax.models", "llamo_jax.weights", "llamo_jax.checksums", "llamo_jax.parameters",
-         "llamo_jax.sharding", "llamo_jax.config", "llamo_jax", "data_pipeline"]  # fmt: skip
+ORDER = ["launch", "benchmarks", "configs", "llamo_jax.apps", "llamo_jax.convert", "llamo_jax.analysis",
+         "llamo_jax.evaluation", "llamo_jax.runs", "llamo_jax.loading", "llamo_jax.generation", "llamo_jax.training",
+         "llamo_jax.distributed", "llamo_jax.clusters", "llamo_jax.models", "llamo_jax.weights",
+         "llamo_jax.checksums", "llamo_jax.parameters", "llamo_jax.sharding", "llamo_jax.config", "llamo_jax",
+         "data_pipeline"]  # fmt: skip
 """A package imports only what stands behind it."""
 
 

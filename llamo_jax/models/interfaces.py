@@ -7,7 +7,7 @@ example of each.
 
 import abc
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jraph
 from flax import nnx
@@ -16,7 +16,7 @@ from jaxtyping import Float, Key
 
 from data_pipeline.batch import BatchShape, MoleculeGraphs
 from data_pipeline.vocabulary import GraphVocabulary
-from llamo_jax.config import Kinds
+from llamo_jax.config import ConfigError, Kinds
 from llamo_jax.models.flops import Flops, LinearFlops
 from llamo_jax.models.torch_names import Rule
 
@@ -55,6 +55,11 @@ class GraphEncoderConfig(abc.ABC):
     kind: str
     width: int  # F
 
+    @classmethod
+    def of_width(cls, width: int) -> "GraphEncoderConfig":
+        """The kind with its usual sizes, of this width; raises ConfigError if it has none."""
+        raise ConfigError(f"config.model.graph_encoder.kind={cls.kind!r} has no usual sizes: give its fields")
+
     @property
     @abc.abstractmethod
     def num_levels(self) -> int:
@@ -86,6 +91,15 @@ class GraphEncoderConfig(abc.ABC):
         return {}
 
 
+class ProjectorSizes(NamedTuple):
+    """What projectors of different kinds have in common when they are compared."""
+
+    tokens: int  # Q
+    num_heads: int
+    depth: int  # linear layers of the MLP
+    layer_norm_eps: float
+
+
 class ProjectorConfig(abc.ABC):
     """What the rest of the project asks of a projector's configuration."""
 
@@ -104,6 +118,15 @@ class ProjectorConfig(abc.ABC):
         self, shape: BatchShape, graph_width: int, levels: int, out_width: int, linear: LinearFlops, *, to_levels: bool
     ) -> Flops:
         """Of one batch, every slot of the graph budgets counted; to_levels: whether the levels need a gradient."""
+
+    @classmethod
+    def of_width(cls, width: int, sizes: ProjectorSizes) -> "ProjectorConfig":
+        """The kind with these sizes, and with `width` for the one number that decides about its parameters.
+
+        `projectors.budget` looks for the width that gives as many parameters as another kind has. Raises ConfigError
+        if the kind has no such number.
+        """
+        raise ConfigError(f"config.model.projector.kind={cls.kind!r} has no width to choose: give its fields")
 
     def torch_names(self, levels: int) -> list[Rule] | None:
         """Names of pretrained weights in torch; None: files hold our own paths."""

@@ -50,6 +50,8 @@ class LLaMo(nnx.Module):
     def splice(self, batch: Batch, graph_tokens: Float[Array, "S G Q D"]) -> Float[Array, "B T D"]:
         """Token embeddings, with each molecule's graph tokens where `molecule_slot` is not -1."""
         text = self.language_model.embed(batch.tokens)
+        if graph_tokens.shape[2] == 0:  # of a projector without graph tokens
+            return text
         shards = graph_tokens.shape[0]
         # rows of a shard lie together, so [B, T] is [S, B/S · T]
         slot, query = (x.reshape(shards, -1) for x in (batch.molecule_slot, batch.molecule_query))

@@ -8,7 +8,7 @@ from typing import Any
 
 from llamo_jax.models.lora import decoder_targets
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Of everything that is stored with a model's configuration: runs and model folders."""
 
 
@@ -51,10 +51,18 @@ def _plain_adapters(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "lora": {**model["lora"], **new}}
 
 
+def _gin_of_the_paper(model: dict[str, Any]) -> dict[str, Any]:
+    """6 → 7: no GIN had residuals, and every one normalised."""
+    encoder = model["graph_encoder"]
+    new = {"residual": False, "batch_norm": True} if encoder["kind"] == "gin" else {}
+    return {**model, "graph_encoder": {**encoder, **new}}
+
+
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _kinds_and_patterns,
     2: _without_qk_norm,
     3: _plain_adapters,
     4: dict,  # only fields of runs came with 5 and 6
     5: dict,
+    6: _gin_of_the_paper,
 }

@@ -185,6 +185,7 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     3: _with_rules_of_4,
     4: _with_fields_of_5,
     5: _with_fields_of_6,
+    6: dict,  # only the model's fields changed
 }
 """Of what stands beside the model in a run's configuration; the model's own are in llamo_jax.models.migrations."""
 

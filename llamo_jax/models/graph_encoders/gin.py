@@ -9,15 +9,17 @@ import jraph
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Key
 
 from data_pipeline.batch import BatchShape
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, GraphVocabulary
+from llamo_jax.config import Bool as Boolean
 from llamo_jax.config import Float as Number
 from llamo_jax.config import Int as Integer
 from llamo_jax.config import setting, settings
 from llamo_jax.models import layers, torch_names
 from llamo_jax.models.flops import Flops, LinearFlops
+from llamo_jax.models.graph_encoders.parts import FeatureEmbedding, run_layers
 from llamo_jax.models.interfaces import GRAPH_ENCODERS, GraphEncoderConfig
 from llamo_jax.models.torch_names import Rule
 
@@ -36,6 +38,8 @@ class GINConfig(GraphEncoderConfig):
     width: Integer = setting("F, of node representations", ge=1)
     num_layers: Integer = setting("L - 1", ge=1)
     dropout: Number = setting("after each layer, in training", ge=0, lt=1)
+    residual: Boolean = setting("adds its input to each layer's output; not in the paper")
+    batch_norm: Boolean = setting("normalises inside of each layer and after it, as in the paper")
 
     @classmethod
     def paper(cls, **changes: Any) -> "GINConfig":
@@ -46,9 +50,14 @@ class GINConfig(GraphEncoderConfig):
         >>> encoder(MoleculeGraphs.from_smiles(["CCO"]).atoms).shape  # L S N F, padded
         (6, 1, 8, 16)
         """
-        sizes = {"width": 300, "num_layers": 5, "dropout": 0.0}
+        sizes = {"width": 300, "num_layers": 5, "dropout": 0.0, "residual": False, "batch_norm": True}
         features = {"atom_cardinalities": ATOM_CARDINALITIES, "bond_cardinalities": BOND_CARDINALITIES}
         return cls(**(features | sizes | changes))
+
+    @classmethod
+    def of_width(cls, width: int) -> "GINConfig":
+        """See GraphEncoderConfig."""
+        return cls.paper(width=width)
 
     @property
     def num_levels(self) -> int:
@@ -86,17 +95,16 @@ class GINConfig(GraphEncoderConfig):
                 lambda found: [np.asarray(found[0][...]).reshape(())],
                 lambda found: [np.asarray(found[0][...]).reshape(1)],
             )
-            rules += torch_names.in_layer(
-                layer,
-                [
-                    torch_names.tables(bonds, "bond_embedding/table", self.bond_cardinalities),
-                    eps,
-                    *torch_names.linear(f"{conv}.mlp.0", "hidden"),
-                    *torch_names.batch_norm(f"{conv}.mlp.1", "inner_norm"),
-                    *torch_names.linear(f"{conv}.mlp.3", "out"),
-                    *torch_names.batch_norm(f"{_ROOT}.batch_norms.{layer}", "outer_norm"),
-                ],
-            )
+            found = [
+                torch_names.tables(bonds, "bond_embedding/table", self.bond_cardinalities),
+                eps,
+                *torch_names.linear(f"{conv}.mlp.0", "hidden"),
+                *torch_names.linear(f"{conv}.mlp.3", "out"),
+            ]
+            if self.batch_norm:
+                found += torch_names.batch_norm(f"{conv}.mlp.1", "inner_norm")
+                found += torch_names.batch_norm(f"{_ROOT}.batch_norms.{layer}", "outer_norm")
+            rules += torch_names.in_layer(layer, found)
         return rules
 
     def adapted(self, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -117,6 +125,8 @@ class GINConfig(GraphEncoderConfig):
 
     def torch_extras(self) -> Mapping[str, Any]:
         """Counters of batches: torch's BatchNorm wants them to exist, nothing reads them."""
+        if not self.batch_norm:
+            return {}
         norms = [name for i in range(self.num_layers) for name in (f"gnns.{i}.mlp.1", f"batch_norms.{i}")]
         return {f"{_ROOT}.{norm}.num_batches_tracked": np.zeros((), np.int64) for norm in norms}
 
@@ -147,30 +157,14 @@ class GINEncoder(nnx.Module):
         batch_statistics: normalise with this batch's statistics (of all shards, padding ignored) and update the
         running ones; otherwise use the running ones. Padding atoms are zero in all levels.
         """
-        # jraph's masks count back from the padding graph; of a graph without padding they would all be False, which is
-        # why every shard keeps one slot for it
-        mask = jax.vmap(jraph.get_node_padding_mask)(atoms)
-        nodes = jnp.where(mask[..., None], self.atom_embedding(atoms.nodes), 0)
-        # one layer's program, run over the stack of parameters: five layers compile as fast as one
-        graphdef, state = nnx.split(self.layers)
-        # no ReLU after the last layer, which is one of a scanned stack: a flag that is scanned along
-        last = np.arange(self.config.num_layers) == self.config.num_layers - 1
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.config.num_layers)
-
-        def step(x: Array, inputs: tuple[nnx.State, Array, Array | None]) -> tuple[Array, tuple]:
-            layer_state, is_last, key = inputs
-            layer = nnx.merge(graphdef, layer_state)
-            x, running = layer(atoms._replace(nodes=x), mask, is_last, batch_statistics, key)
-            # All padding edges meet in one atom: left alone, it grows a thousandfold per layer and overflows.
-            x = jnp.where(mask[..., None], x, 0)
-            return x, (x, running)
-
-        _, (levels, running) = jax.lax.scan(step, nodes, (state, last, keys))
-        if batch_statistics:
-            # assigned after the scan: lax.scan drops what a layer changes in itself
-            for norm, (mean, var) in zip((self.layers.inner_norm, self.layers.outer_norm), running, strict=True):
-                norm.mean[...], norm.var[...] = mean, var
-        return jnp.concatenate([nodes[None], levels])  # level 0 is the embedding itself
+        return run_layers(
+            self.layers,
+            self.config.num_layers,
+            self.atom_embedding,
+            atoms,
+            batch_statistics=batch_statistics,
+            dropout_key=dropout_key,
+        )
 
 
 class GINLayer(nnx.Module):
@@ -182,10 +176,15 @@ class GINLayer(nnx.Module):
         self.bond_embedding = FeatureEmbedding(config.bond_cardinalities, width, rngs=rngs, stack=stack)
         self.eps = layers.parameter(layers.zeros, (), (), rngs=rngs, stack=stack)  # learned: "GIN-eps" of the paper
         self.hidden = layers.Linear(width, 2 * width, axes, rngs=rngs, stack=stack)
-        self.inner_norm = layers.BatchNorm(2 * width, rngs=rngs, stack=stack)
         self.out = layers.Linear(2 * width, width, axes, rngs=rngs, stack=stack)
-        self.outer_norm = layers.BatchNorm(width, rngs=rngs, stack=stack)
-        self.dropout = config.dropout
+        if config.batch_norm:
+            self.inner_norm = layers.BatchNorm(2 * width, rngs=rngs, stack=stack)
+            self.outer_norm = layers.BatchNorm(width, rngs=rngs, stack=stack)
+        self.config = config
+
+    def norms(self) -> tuple[layers.BatchNorm, ...]:
+        """See parts.Layer."""
+        return (self.inner_norm, self.outer_norm) if self.config.batch_norm else ()
 
     def __call__(
         self,
@@ -195,27 +194,22 @@ class GINLayer(nnx.Module):
         batch_statistics: bool,
         dropout_key: Key[Array, ""] | None,
     ) -> tuple[Float[Array, "S N F"], tuple]:
-        """The next level, and the running statistics of the two normalisations; nodes are already embedded."""
+        """See parts.Layer."""
         # Every bond is two directed edges, and its embedding goes along both ways. jraph sums what arrives by default.
         network = jraph.GraphNetwork(
             update_edge_fn=lambda edges, sent, received, _: jax.nn.relu(sent + edges),
             update_node_fn=lambda nodes, sent, received, _: (1 + self.eps[...]) * nodes + received,
         )
         x = jax.vmap(network)(graphs._replace(edges=self.bond_embedding(graphs.edges))).nodes
-        x, inner = self.inner_norm(self.hidden(x), mask, batch_statistics)
-        x, outer = self.outer_norm(self.out(jax.nn.relu(x)), mask, batch_statistics)
+        running: tuple = ()
+        x = self.hidden(x)
+        if self.config.batch_norm:
+            x, inner = self.inner_norm(x, mask, batch_statistics)
+        x = self.out(jax.nn.relu(x))
+        if self.config.batch_norm:
+            x, outer = self.outer_norm(x, mask, batch_statistics)
+            running = (inner, outer)
         x = jnp.where(is_last, x, jax.nn.relu(x))
-        return layers.dropout(x, self.dropout, dropout_key), (inner, outer)
-
-
-class FeatureEmbedding(nnx.Module):
-    """The sum of one embedding per categorical feature; all tables are one array, one after the other."""
-
-    # One table and one gather instead of nine: small gathers cost a launch each on accelerators.
-    def __init__(self, cardinalities: tuple[int, ...], width: int, *, rngs: nnx.Rngs, stack: int | None = None):
-        init = layers.normal(stddev=width**-0.5)  # a sum of nine such rows stays of the order of one
-        self.table = layers.parameter(init, (sum(cardinalities), width), (None, "graph"), rngs=rngs, stack=stack)
-        self.offsets = tuple(int(offset) for offset in np.cumsum((0, *cardinalities[:-1])))
-
-    def __call__(self, features: Int[Array, "*batch features"]) -> Float[Array, "*batch width"]:
-        return jnp.sum(self.table[...][features + np.array(self.offsets)], axis=-2)
+        if self.config.residual:
+            x = graphs.nodes + x
+        return layers.dropout(x, self.config.dropout, dropout_key), running

@@ -1,14 +1,11 @@
 """kind=multi_level: the paper's projector, a fixed number of graph tokens from all GNN levels and the motifs."""
 
-import itertools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import jraph
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from data_pipeline.batch import BatchShape, MoleculeGraphs
 from data_pipeline.vocabulary import MOTIF_FEATURES
@@ -18,6 +15,8 @@ from llamo_jax.config import Int as Integer
 from llamo_jax.models import layers, torch_names
 from llamo_jax.models.flops import Flops, LinearFlops
 from llamo_jax.models.interfaces import PROJECTORS, ProjectorConfig
+from llamo_jax.models.projectors import parts
+from llamo_jax.models.projectors.parts import SegmentAttention
 from llamo_jax.models.torch_names import Rule
 
 
@@ -78,9 +77,8 @@ class MultiLevelConfig(ProjectorConfig):
             ("motif_attention", self.num_motif_queries),
         ):
             total += linear(f"{name}/out", slots * queries, graph_width, graph_width, to_input=True)
-        for i, (inside, outside) in enumerate(itertools.pairwise([graph_width] + [out_width] * self.depth)):
-            total += linear(f"mlp/{i}", slots * self.num_tokens(levels), inside, outside)
-        return total
+        widths = [graph_width] + [out_width] * self.depth
+        return total + parts.mlp_flops(linear, slots * self.num_tokens(levels), widths)
 
     def torch_names(self, levels: int) -> list[Rule]:
         """`MLPMultilevelProjector` of the original; a shared level attention stands under `cross_attention.0`."""
@@ -124,11 +122,7 @@ class MultiLevelProjector(nnx.Module):
         self.motif_attention = SegmentAttention(graph_width, heads, rngs=rngs, stack=1)
         self.level_attention = SegmentAttention(graph_width, heads, rngs=rngs, stack=modules)
         self.norm = layers.LayerNorm(graph_width, config.layer_norm_eps, rngs=rngs)
-        widths = [graph_width] + [out_width] * config.depth
-        self.mlp = nnx.List(
-            layers.Linear(a, b, ("graph" if i == 0 else "embed", None), rngs=rngs)
-            for i, (a, b) in enumerate(itertools.pairwise(widths))
-        )
+        self.mlp = parts.make_mlp([graph_width] + [out_width] * config.depth, rngs=rngs)
 
     def __call__(
         self, levels: Float[Array, "L S N F"], molecules: MoleculeGraphs
@@ -138,86 +132,13 @@ class MultiLevelProjector(nnx.Module):
         motifs = self.motif_embedding(molecules.motifs.nodes)
         motif_queries = self.motif_queries[...]
         # [None] and [0]: one set of motifs, where levels are several
-        attended = self.motif_attention(motif_queries[None], motifs[None], _slot_ids(molecules.motifs), slots)[0]
+        attended = self.motif_attention(motif_queries[None], motifs[None], parts.slot_ids(molecules.motifs), slots)[0]
         # methane has no functional group: the original's attention over nothing gives its queries back
         has_motifs = (molecules.motifs.n_node > 0)[..., None, None]
         motif_tokens = jnp.where(has_motifs, attended, motif_queries)
-        level_tokens = self.level_attention(self.level_queries[...], levels, _slot_ids(molecules.atoms), slots)
+        level_tokens = self.level_attention(self.level_queries[...], levels, parts.slot_ids(molecules.atoms), slots)
         # order of the tokens: motifs, then level 0, 1, …; the language model's positions depend on it
         level_tokens = jnp.moveaxis(level_tokens, 0, 2)  # S G L P F
         level_tokens = level_tokens.reshape(*level_tokens.shape[:2], -1, level_tokens.shape[-1])
         tokens = pre_norm = jnp.concatenate([motif_tokens, level_tokens], axis=2)
-        tokens = self.norm(tokens)
-        for i, linear in enumerate(self.mlp):
-            tokens = linear(jax.nn.silu(tokens) if i else tokens)  # SiLU between the layers, none at the ends
-        return tokens, {"pre_norm": pre_norm}
-
-
-class SegmentAttention(nnx.Module):
-    """Multi-head attention from learned queries to the items of each segment of a flat axis.
-
-    The queries are the same for every segment, so the softmax over a segment's items is a segment softmax and nothing
-    is padded to the largest molecule. `stack` independent modules run side by side along the leading axis; a stack of
-    one serves all entries of that axis.
-    """
-
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs, stack: int):
-        linears = [layers.Linear(width, width, ("graph", None), rngs=rngs, stack=stack) for _ in range(4)]
-        self.query, self.key, self.value, self.out = linears
-        self.num_heads = num_heads
-        self.stack = stack
-
-    def __call__(
-        self,
-        queries: Float[Array, "A P F"],
-        items: Float[Array, "A S N F"],
-        segment_ids: Int[Array, "S N"],
-        num_segments: int,
-    ) -> Float[Array, "A S G P F"]:
-        """One row of P outputs for each of `num_segments` segments (G); zero attention mass where one is empty."""
-        graphdef, state = nnx.split(self)
-
-        def attend(state: nnx.State, queries: Array, items: Array) -> Array:
-            module = nnx.merge(graphdef, state)
-            # h heads of F/h each. Queries are the same for all molecules, so they are projected once, not per molecule.
-            q = _heads(module.query(queries), self.num_heads)  # P h F/h
-            k = _heads(module.key(items), self.num_heads)  # S N h F/h
-            v = _heads(module.value(items), self.num_heads)
-            scores = jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5  # as torch.nn.MultiheadAttention
-
-            pooled = jax.vmap(_segment_pool, in_axes=(0, 0, 0, None))(scores, v, segment_ids, num_segments)
-            return module.out(pooled.reshape(*pooled.shape[:-2], -1))  # S G P F
-
-        if self.stack == 1:
-            state = jax.tree.map(lambda x: x[0], state)
-            return jax.vmap(attend, in_axes=(None, 0, 0))(state, queries, items)
-        return jax.vmap(attend)(state, queries, items)
-
-
-def _segment_pool(scores: Array, values: Array, ids: Array, num_segments: int) -> Array:
-    """Values N h f, averaged in each segment with softmax weights from scores N P h: G P h f; zeros where empty.
-
-    `jraph.segment_softmax` would do, but its gradient also goes through the maximum, and dividing every item's weight
-    costs another gather; so the division comes last here.
-    """
-    # the softmax does not change when all scores of a segment shift; without the largest, exp cannot overflow. Empty
-    # segments have -inf here, which nobody gathers.
-    largest = jax.lax.stop_gradient(jraph.segment_max(scores, ids, num_segments))
-    weights = jnp.exp(scores - largest[ids])
-    total = jraph.segment_sum(weights, ids, num_segments)
-    # One query at a time: the gradient of a product over all of them is a slow strided reduction on CPU.
-    weighted = [weights[:, query, :, None] * values for query in range(weights.shape[1])]
-    pooled = jnp.stack([jraph.segment_sum(items, ids, num_segments) for items in weighted], axis=1)
-    # Not jnp.maximum(total, 1): where one item is alone the two are equal, and its gradient would be split.
-    return pooled / jnp.where(total > 0, total, 1)[..., None]
-
-
-def _slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:
-    """Which molecule slot each node belongs to; padding nodes belong to the padding slot."""
-    # total_repeat_length: jit needs a static length; n_node adds up to it, since padding has a slot of its own
-    slots = jnp.arange(graphs.n_node.shape[-1])
-    return jax.vmap(lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1]))(graphs.n_node)
-
-
-def _heads(x: Array, num_heads: int) -> Array:
-    return x.reshape(*x.shape[:-1], num_heads, -1)
+        return parts.apply_mlp(self.mlp, self.norm(tokens)), {"pre_norm": pre_norm}
