@@ -34,17 +34,27 @@ def motif_features(graph: MolGraph) -> np.ndarray:
     Bonds of any kind but single, double, triple or aromatic (dative, quadruple, …) count as single bonds: the original
     raises there and falls back to "no motifs".
     """
-    motifs = find_motifs(graph)
+    rows = [row for row, _ in _rows_and_atoms(graph)]
+    return np.frombuffer(bytearray().join(rows), np.uint8).reshape(-1, MOTIF_FEATURES)
+
+
+def motif_atoms(graph: MolGraph) -> list[list[int]]:
+    """The atoms of each motif, in the order of the rows of `motif_features`, which do not say where they are."""
+    return [atoms for _, atoms in _rows_and_atoms(graph)]
+
+
+def _rows_and_atoms(graph: MolGraph) -> list[tuple[bytearray, list[int]]]:
+    """Sorted by rows; equal ones by atoms."""
     # Of every bond at the atom it begins at: the other end, its kind, whether it is in a ring.
     bonds_of: list[list[tuple[int, int, bool]]] = [[] for _ in graph.numbers]
     kinds = [_BOND_KINDS.get(kind, _SINGLE) for kind in graph.types]
     for begin, bond in zip(graph.begins, zip(graph.ends, kinds, graph.in_ring, strict=True), strict=True):
         bonds_of[begin].append(bond)
     rows = []
-    for atoms in motifs:
+    for atoms in find_motifs(graph):
         inside = [bond for atom in atoms for bond in bonds_of[atom] if bond[0] in atoms]
-        rows.append(_row([graph.numbers[atom] for atom in atoms], inside))
-    return np.frombuffer(bytearray().join(sorted(rows)), np.uint8).reshape(-1, MOTIF_FEATURES)
+        rows.append((_row([graph.numbers[atom] for atom in atoms], inside), sorted(atoms)))
+    return sorted(rows)
 
 
 def find_motifs(graph: MolGraph) -> list[frozenset[int]]:

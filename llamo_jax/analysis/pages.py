@@ -38,9 +38,9 @@ def write(
     print(text)
 
 
-def markdown(title: str, sections: Sequence[Section], picture: str) -> str:
-    """The page as GitHub shows it."""
-    lines = [f"# {title}", "", f"![{title}]({picture})", ""]
+def markdown(title: str, sections: Sequence[Section], picture: str = "") -> str:
+    """The page as GitHub shows it; picture: the name of a file beside it."""
+    lines = [f"# {title}", "", *([f"![{title}]({picture})", ""] if picture else [])]
     for section in sections:
         lines += [f"## {section.title}", ""]
         for part in section.parts:

@@ -46,7 +46,11 @@ class Projector(Protocol):
     def __call__(
         self, levels: Float[Array, "L S N F"], molecules: MoleculeGraphs
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
-        """Graph tokens, and named intermediates."""
+        """Graph tokens, and named intermediates.
+
+        Those that attend tell how, for people to look at: `atom_attention` (S N Q), the share of each graph token's
+        attention that each atom of its molecule has, and `motif_attention` (S M Q) likewise.
+        """
 
 
 class GraphEncoderConfig(abc.ABC):
@@ -118,6 +122,10 @@ class ProjectorConfig(abc.ABC):
         self, shape: BatchShape, graph_width: int, levels: int, out_width: int, linear: LinearFlops, *, to_levels: bool
     ) -> Flops:
         """Of one batch, every slot of the graph budgets counted; to_levels: whether the levels need a gradient."""
+
+    def token_sources(self, levels: int) -> list[str]:
+        """What each of the Q graph tokens is made of, in a word or two for people, such as "level 3"."""
+        return ["graph"] * self.num_tokens(levels)
 
     @classmethod
     def of_width(cls, width: int, sizes: ProjectorSizes) -> "ProjectorConfig":

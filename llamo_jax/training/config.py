@@ -35,8 +35,9 @@ class TrainConfig:
     """Optimisation and logging of a run."""
 
     steps: Int = setting("optimizer steps", ge=1)
-    objective: Literal["answers", "words", "answers+words"] = setting(
-        "likelihood of answers, token by token; of their words given graph tokens alone, without the decoder; or both"
+    objective: Literal["answers", "words", "answers+words", "idf_answers+words"] = setting(
+        "likelihood of answers, token by token; of their words given graph tokens alone, without the decoder; both; or "
+        "both, where tokens that few answers use count more"
     )
     accumulate: Int = setting("batches per optimizer step", ge=1)
     schedule: Literal["warmup_cosine", "per_epoch_cosine"] = setting("of the learning rate; the latter as the original")

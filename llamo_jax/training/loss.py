@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from data_pipeline.batch import Batch
 from llamo_jax import sharding
@@ -24,15 +24,19 @@ def answer_likelihood(
     return cross_entropy(model, hidden, batch)
 
 
-def cross_entropy(model: LLaMo, hidden: Float[Array, "B T D"], batch: Batch) -> tuple[Float[Array, ""], Int[Array, ""]]:
+def cross_entropy(
+    model: LLaMo, hidden: Float[Array, "B T D"], batch: Batch, weights: Float[Array, "B T"] | None = None
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Summed negative log-likelihood of the batch's targets in float32, and their number.
 
+    weights: what each target counts in the sum; without, 1. No gradient goes to them.
     Each batch shard brings its targets to the front and looks at `loss_chunk` of them at a time: logits of positions
     without a target are never computed, those of a chunk are forgotten before the next. Where a gradient is wanted,
     it is computed along with the loss, so that no logits are computed twice.
     """
     shards = batch.molecules.atoms.n_node.shape[0]
     hidden, targets, mask = (x.reshape(shards, -1, *x.shape[2:]) for x in (hidden, batch.targets, batch.target_mask))
+    counted = jnp.where(mask, 1.0 if weights is None else weights.reshape(mask.shape), 0.0)
     length = mask.shape[1]
     chunks = -(-length // model.config.loss_chunk)
     while length % chunks:  # equal chunks: scan wants one shape
@@ -40,7 +44,7 @@ def cross_entropy(model: LLaMo, hidden: Float[Array, "B T D"], batch: Batch) -> 
     # stable: targets first, in their order; ~mask is 0 for a target, so they sort to the front. With a third of the
     # positions as targets, two thirds of the chunks are then empty, and are skipped.
     order = jnp.argsort(~mask, axis=1, stable=True).reshape(shards, chunks, length // chunks)
-    total = _summed(hidden, model.language_model.head(), targets, mask, jnp.moveaxis(order, 1, 0))
+    total = _summed(hidden, model.language_model.head(), targets, counted, jnp.moveaxis(order, 1, 0))
     return total, jnp.sum(mask, dtype=jnp.int32)
 
 
@@ -52,19 +56,19 @@ def _summed(
     hidden: Float[Array, "S n D"],
     kernel: Float[Array, "D V"],
     targets: Int[Array, "S n"],
-    mask: Bool[Array, "S n"],
+    weights: Float[Array, "S n"],
     chunks: Int[Array, "chunks S n_chunk"],
 ) -> Float[Array, ""]:
-    """The summed loss; `chunks` holds all positions of each shard, those with a target first."""
+    """The weighted sum; `chunks` holds all positions of each shard, those with a target (a weight) first."""
     gathered = _gathered(kernel, hidden.dtype)
 
     def add(total: Array, places: Int[Array, "S n_chunk"]) -> tuple[Array, None]:
         def chunk() -> Array:
-            h, t, m = (_take(x, places) for x in (hidden, targets, mask))
+            h, t, w = (_take(x, places) for x in (hidden, targets, weights))
             logits, normaliser = _logits(h, gathered)
-            return jnp.sum(jnp.where(m, normaliser - _chosen(logits, t), 0))
+            return jnp.sum(jnp.where(w != 0, w * (normaliser - _chosen(logits, t)), 0))
 
-        return total + _if_any(_take(mask, places), chunk), None
+        return total + _if_any(_take(weights, places), chunk), None
 
     return jax.lax.scan(add, jnp.zeros(()), chunks)[0]
 
@@ -73,32 +77,33 @@ def _summed_forward(*primals: Any) -> tuple[Array, tuple[Array, Array | None]]:
     """The loss, and its gradients by `hidden` and, if that is wanted, by `kernel`."""
     # symbolic_zeros=True hands each argument over as (value, perturbed): whether anybody differentiates by it. A frozen
     # head is not perturbed, and its [D, V] gradient (0.5 GB for Llama-2) is then neither computed nor held.
-    hidden, kernel, targets, mask, chunks = (primal.value for primal in primals)
+    hidden, kernel, targets, weights, chunks = (primal.value for primal in primals)
     kernel_wanted = primals[1].perturbed
     gathered = _gathered(kernel, hidden.dtype)
 
     def add(carry: tuple, places: Int[Array, "S n_chunk"]) -> tuple[tuple[Array, Array | None], Array]:
         def chunk() -> tuple[Array, Array | None, Array]:
-            h, t, m = (_take(x, places) for x in (hidden, targets, mask))
+            h, t, w = (_take(x, places) for x in (hidden, targets, weights))
             logits, normaliser = _logits(h, gathered)
-            loss = jnp.sum(jnp.where(m, normaliser - _chosen(logits, t), 0))
+            loss = jnp.sum(jnp.where(w != 0, w * (normaliser - _chosen(logits, t)), 0))
             # d loss / d logits = softmax(logits) - onehot(target); a comparison instead of a one-hot array, since XLA
             # fuses it into the subtraction
             is_target = jnp.arange(logits.shape[-1]) == t[..., None]
-            error = jnp.where(m[..., None], jnp.exp(logits - normaliser[..., None]) - is_target, 0).astype(h.dtype)
+            error = w[..., None] * (jnp.exp(logits - normaliser[..., None]) - is_target)
+            error = jnp.where(w[..., None] != 0, error, 0).astype(h.dtype)
             to_kernel = None
             if kernel_wanted:
                 # sums over positions of all shards: in float32, since a bfloat16 sum of thousands of terms loses them
                 to_kernel = jnp.einsum("skd,skv->dv", h, error, preferred_element_type=jnp.float32)
             return loss, to_kernel, error @ gathered.T
 
-        loss, to_kernel, to_hidden = _if_any(_take(mask, places), chunk)
+        loss, to_kernel, to_hidden = _if_any(_take(weights, places), chunk)
         return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], to_kernel)), to_hidden
 
     zero = (jnp.zeros(()), jnp.zeros(kernel.shape, jnp.float32) if kernel_wanted else None)
     (total, to_kernel), to_hidden = jax.lax.scan(add, zero, chunks)
     # back from [chunks, S, n_chunk] in the order of the chunks to [S, n] in the order of the positions
-    order, to_hidden = (jnp.moveaxis(x, 0, 1).reshape(*mask.shape, *x.shape[3:]) for x in (chunks, to_hidden))
+    order, to_hidden = (jnp.moveaxis(x, 0, 1).reshape(*weights.shape, *x.shape[3:]) for x in (chunks, to_hidden))
     to_hidden = _take(to_hidden, jnp.argsort(order, axis=1))
     return total, (to_hidden, None if to_kernel is None else to_kernel.astype(kernel.dtype))
 
@@ -117,11 +122,11 @@ def _gathered(kernel: Float[Array, "D V"], dtype: jnp.dtype) -> Float[Array, "D 
     return sharding.constrain(kernel.astype(dtype), PartitionSpec(None, "tensor"))
 
 
-def _if_any(mask: Bool[Array, "S n_chunk"], chunk: Callable[[], T]) -> T:
-    """`chunk()` if there is any target, else zeros."""
+def _if_any(weights: Float[Array, "S n_chunk"], chunk: Callable[[], T]) -> T:
+    """`chunk()` if there is any weight, else zeros."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(chunk))
     # a real branch: inside of a scan (not a vmap) XLA runs one of the two
-    return jax.lax.cond(jnp.any(mask), chunk, lambda: zeros)
+    return jax.lax.cond(jnp.any(weights != 0), chunk, lambda: zeros)
 
 
 def _take(x: Array, places: Int[Array, "S n_chunk"]) -> Array:

@@ -21,12 +21,17 @@ from llamo_jax.training.config import Config
 from llamo_jax.training.loss import answer_likelihood
 from llamo_jax.training.step import TrainState, empty_log, make_eval_step, make_train_step
 from llamo_jax.training.trainable import describe_trainable, make_optimizer, rules_of, select_trainable
-from llamo_jax.training.words import answer_and_word_likelihood, word_likelihood
+from llamo_jax.training.words import (
+    answer_and_word_likelihood,
+    idf_answer_and_word_likelihood,
+    word_likelihood,
+)
 
 OBJECTIVES = {
     "answers": (answer_likelihood, answer_likelihood),
     "words": (word_likelihood, word_likelihood),
     "answers+words": (answer_and_word_likelihood, answer_likelihood),
+    "idf_answers+words": (idf_answer_and_word_likelihood, answer_likelihood),
 }
 """config.train.objective → what a step minimises, and what a validation measures."""
 

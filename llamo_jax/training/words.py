@@ -48,6 +48,33 @@ def answer_and_word_likelihood(
     return answers + questions_about_words(model, out["graph_tokens"], batch)[0], count
 
 
+def idf_answer_and_word_likelihood(
+    model: LLaMo, batch: Batch, *, batch_statistics: bool = False, dropout_key: Key[Array, ""] | None = None
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """As `answer_and_word_likelihood`, where a target counts 1 and its word's inverse document frequency besides.
+
+    How a sentence is put says nothing about the molecule, and half of the answers' tokens are that: to frozen language
+    models, noise that hides what there is to be read.
+    """
+    hidden, out = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)
+    weights = 1 + inverse_document_frequency(batch, len(model.language_model.embedding[...]))
+    answers, count = cross_entropy(model, hidden, batch, weights)
+    return answers + questions_about_words(model, out["graph_tokens"], batch)[0], count
+
+
+def inverse_document_frequency(batch: Batch, vocabulary: int) -> Float[Array, "B T"]:
+    """Of each target's word, among the answers of its shard that are about one molecule; 0 for other positions."""
+    shards, slots = batch.molecules.atoms.n_node.shape
+
+    def shard(targets: Int[Array, " n"], owners: Int[Array, " n"]) -> Float[Array, " n"]:
+        words, used = _used_words(targets, owners, vocabulary, slots)
+        place = jnp.minimum(jnp.searchsorted(words, targets), len(words) - 1)
+        return jnp.where((owners >= 0) & (words[place] == targets), _idf(used)[place], 0)
+
+    targets, owners = (x.reshape(shards, -1) for x in (batch.targets, _owners(batch)))
+    return jax.vmap(shard)(targets, owners).reshape(batch.targets.shape)
+
+
 def questions_about_words(
     model: LLaMo, graph_tokens: Float[Array, "S G Q D"], batch: Batch
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
@@ -66,9 +93,7 @@ def questions_about_words(
         logits = jax.nn.logsumexp(SHARPNESS * reached, axis=1) - SHARPNESS / 2
         shown = jnp.any(used, axis=1)
         asked = shown[:, None] & jnp.any(used, axis=0)
-        common = jnp.sum(used, axis=0) / jnp.maximum(jnp.sum(shown), 1)
-        weight = -jnp.log(jnp.clip(common, 1e-6, 1))
-        questions = jnp.sum(jnp.where(asked, weight * jax.nn.softplus(jnp.where(used, -logits, logits)), 0))
+        questions = jnp.sum(jnp.where(asked, _idf(used) * jax.nn.softplus(jnp.where(used, -logits, logits)), 0))
         beyond = jax.nn.relu(jnp.sum(places**2, axis=-1) / spread - 1)
         distance = jnp.sum(jnp.where(shown[:, None], beyond, 0)) * DISTANCE
         return questions + distance, jnp.sum(used, dtype=jnp.int32)
@@ -76,6 +101,12 @@ def questions_about_words(
     targets, owners = (x.reshape(shards, -1) for x in (batch.targets, _owners(batch)))
     totals, counts = jax.vmap(shard)(graph_tokens, targets, owners)
     return jnp.sum(totals), jnp.sum(counts)
+
+
+def _idf(used: Bool[Array, "G K"]) -> Float[Array, " K"]:
+    """Minus the logarithm of the share of answers that use each word."""
+    answers = jnp.sum(jnp.any(used, axis=1))
+    return -jnp.log(jnp.clip(jnp.sum(used, axis=0) / jnp.maximum(answers, 1), 1e-6, 1))
 
 
 def _owners(batch: Batch) -> Int[Array, "B T"]:

@@ -14,7 +14,14 @@ from data_pipeline.batch import with_other_graphs
 from llamo_jax import runs, sharding
 from llamo_jax.models.definition import define_model
 from llamo_jax.training.loss import answer_likelihood
-from llamo_jax.training.words import DISTANCE, SHARPNESS, answer_and_word_likelihood, word_likelihood
+from llamo_jax.training.words import (
+    DISTANCE,
+    SHARPNESS,
+    answer_and_word_likelihood,
+    idf_answer_and_word_likelihood,
+    inverse_document_frequency,
+    word_likelihood,
+)
 from tests import helpers
 
 pytestmark = pytest.mark.xdist_group("words")  # its fixture takes a minute
@@ -72,6 +79,48 @@ def test_the_loss_is_that_of_yes_no_questions_about_words(shards):
     np.testing.assert_allclose(float(loss), expected, rtol=1e-4)
     np.testing.assert_allclose(float(both), float(answers) + expected, rtol=1e-5)
     assert int(divisor) == int(targets) == host.target_mask.sum()
+
+
+def test_what_few_answers_say_counts_more():
+    """Token by token: minus the logarithm of the share of answers with the word, where one molecule is asked about."""
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config(loss_chunk=32))
+    model = definition.merge(arrays, {}, {})
+    host = helpers.host_batch(2)
+    expected = np.zeros(host.targets.shape)
+    for shard, answers in enumerate(answers_by_molecule(host)):
+        for row in range(4 * shard, 4 * shard + 4):
+            for segment in range(1, host.segments[row].max() + 1):
+                here = host.segments[row] == segment
+                if len(set(host.molecule_slot[row][here].tolist()) - {-1}) == 1:
+                    for t in np.flatnonzero(here & host.target_mask[row]):
+                        said_by = sum(host.targets[row, t] in said for said in answers.values())
+                        expected[row, t] = math.log(len(answers) / said_by)
+    assert len(np.unique(expected[expected > 0])) > 1
+
+    @jax.jit
+    def compute(model, batch):
+        weighted, targets = idf_answer_and_word_likelihood(model, batch)
+        found = inverse_document_frequency(batch, model.config.language_model.vocab_size)
+        return weighted, targets, word_likelihood(model, batch)[0], model(batch)[0], found
+
+    batch = jax.tree.map(jnp.asarray, host)
+    weighted, targets, words, logits, found = compute(model, batch)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    logits = np.asarray(logits, np.float64)
+    likelihood = np.log(np.exp(logits).sum(axis=-1)) - np.take_along_axis(logits, host.targets[..., None], -1)[..., 0]
+    answers = np.sum(likelihood * (1 + expected) * host.target_mask)
+    np.testing.assert_allclose(float(weighted), answers + float(words), rtol=1e-4)
+    assert int(targets) == host.target_mask.sum()
+    # a gradient that forgot the weights would be that of another sum
+    direction = {name: np.sign(np.cos(np.arange(x.size))).reshape(x.shape) for name, x in arrays.items()}
+
+    @jax.jit
+    def along(distance):
+        moved = {name: x + distance * direction[name] for name, x in arrays.items()}
+        return idf_answer_and_word_likelihood(definition.merge(moved, {}, {}), batch)[0]
+
+    slope = (along(1e-4) - along(-1e-4)) / 2e-4
+    np.testing.assert_allclose(float(jax.grad(along)(0.0)), float(slope), rtol=0.02)
 
 
 def test_other_graphs_are_those_of_other_molecules():

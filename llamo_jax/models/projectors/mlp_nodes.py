@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import jraph
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
@@ -39,6 +40,10 @@ class MLPNodesConfig(ProjectorConfig):
     def num_tokens(self, levels: int) -> int:
         """Q."""
         return self.num_queries
+
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        return [f"level {levels - 1}"] * self.num_queries
 
     def widths(self, graph_width: int, out_width: int) -> list[int]:
         """Of the MLP."""
@@ -80,13 +85,16 @@ class MLPNodesProjector(nnx.Module):
         ids = parts.slot_ids(molecules.atoms)
         queries = self.config.num_queries if self.config.pool == "nodes" else 1
 
-        def pool(nodes: Array, ids: Array, counts: Array) -> Array:
-            weights = shown_in(ids, counts, queries).astype(nodes.dtype)
-            return parts.segment_average(weights[..., None], nodes[:, None], ids, counts.shape[0])[:, :, 0]
+        def pool(nodes: Array, ids: Array, counts: Array) -> tuple[Array, Array]:
+            shown = shown_in(ids, counts, queries).astype(nodes.dtype)
+            pooled = parts.segment_average(shown[..., None], nodes[:, None], ids, counts.shape[0])[:, :, 0]
+            return pooled, shown / jraph.segment_sum(shown, ids, counts.shape[0])[ids]
 
-        pooled = jax.vmap(pool)(levels[-1], ids, counts)  # S G Q F, or one that all tokens begin with
+        pooled, shares = jax.vmap(pool)(levels[-1], ids, counts)  # S G Q F, or one that all tokens begin with
         tokens = pooled + self.places[...]
-        return parts.apply_mlp(self.mlp, self.norm(tokens)), {"pre_norm": tokens}
+        shares = jnp.broadcast_to(shares, (*ids.shape, self.config.num_queries))
+        out = {"pre_norm": tokens, "atom_attention": shares}
+        return parts.apply_mlp(self.mlp, self.norm(tokens)), out
 
 
 def shown_in(ids: Int[Array, " N"], counts: Int[Array, " G"], queries: int) -> Array:

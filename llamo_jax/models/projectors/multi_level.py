@@ -80,6 +80,11 @@ class MultiLevelConfig(ProjectorConfig):
         widths = [graph_width] + [out_width] * self.depth
         return total + parts.mlp_flops(linear, slots * self.num_tokens(levels), widths)
 
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        of_levels = [f"level {level}" for level in range(levels) for _ in range(self.num_level_queries)]
+        return ["motifs"] * self.num_motif_queries + of_levels
+
     def torch_names(self, levels: int) -> list[Rule]:
         """`MLPMultilevelProjector` of the original; a shared level attention stands under `cross_attention.0`."""
         rules = [
@@ -127,18 +132,31 @@ class MultiLevelProjector(nnx.Module):
     def __call__(
         self, levels: Float[Array, "L S N F"], molecules: MoleculeGraphs
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
-        """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q F), the tokens before LayerNorm and MLP."""
+        """Graph tokens of every molecule slot, and in `out` what `Projector` names, and `pre_norm` (S G Q F).
+
+        pre_norm: the tokens before LayerNorm and MLP.
+        """
         slots = molecules.atoms.n_node.shape[-1]
+        atom_ids, motif_ids = parts.slot_ids(molecules.atoms), parts.slot_ids(molecules.motifs)
+        motif_queries, level_queries = self.motif_queries[...], self.level_queries[...]
         motifs = self.motif_embedding(molecules.motifs.nodes)
-        motif_queries = self.motif_queries[...]
         # [None] and [0]: one set of motifs, where levels are several
-        attended = self.motif_attention(motif_queries[None], motifs[None], parts.slot_ids(molecules.motifs), slots)[0]
+        of_motifs = (motif_queries[None], motifs[None], motif_ids, slots)
+        attended = self.motif_attention(*of_motifs)[0]
         # methane has no functional group: the original's attention over nothing gives its queries back
         has_motifs = (molecules.motifs.n_node > 0)[..., None, None]
         motif_tokens = jnp.where(has_motifs, attended, motif_queries)
-        level_tokens = self.level_attention(self.level_queries[...], levels, parts.slot_ids(molecules.atoms), slots)
+        level_tokens = self.level_attention(level_queries, levels, atom_ids, slots)
         # order of the tokens: motifs, then level 0, 1, …; the language model's positions depend on it
         level_tokens = jnp.moveaxis(level_tokens, 0, 2)  # S G L P F
         level_tokens = level_tokens.reshape(*level_tokens.shape[:2], -1, level_tokens.shape[-1])
         tokens = pre_norm = jnp.concatenate([motif_tokens, level_tokens], axis=2)
-        return parts.apply_mlp(self.mlp, self.norm(tokens)), {"pre_norm": pre_norm}
+        weights = self.level_attention.weights(level_queries, levels, atom_ids, slots)
+        atom_weights = jnp.moveaxis(weights, 0, 2).reshape(*weights.shape[1:3], -1)  # S N LP
+        motif_weights = self.motif_attention.weights(*of_motifs)[0]
+        before, behind = motif_weights.shape[-1], atom_weights.shape[-1]
+        return parts.apply_mlp(self.mlp, self.norm(tokens)), {
+            "pre_norm": pre_norm,
+            "atom_attention": jnp.pad(atom_weights, ((0, 0), (0, 0), (before, 0))),
+            "motif_attention": jnp.pad(motif_weights, ((0, 0), (0, 0), (0, behind))),
+        }

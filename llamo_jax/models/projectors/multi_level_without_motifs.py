@@ -46,6 +46,11 @@ class MultiLevelWithoutMotifsConfig(ProjectorConfig):
         """Q."""
         return self.num_queries
 
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        counts = shared_out(self.num_queries, levels)
+        return [f"level {level}" for level, count in enumerate(counts) for _ in range(count)]
+
     def build(self, graph_width: int, levels: int, out_width: int, *, rngs: nnx.Rngs) -> "LevelsProjector":
         """See ProjectorConfig; raises ConfigError if the sizes do not fit each other."""
         check_heads(self.num_heads, self.attention_width, "attention_width")
@@ -92,7 +97,16 @@ class LevelsProjector(nnx.Module):
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
         """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q F), the tokens before LayerNorm and MLP."""
         slots = molecules.atoms.n_node.shape[-1]
-        found = self.attention(self.queries[...], levels, parts.slot_ids(molecules.atoms), slots)  # L S G P F
-        few, more = divmod(self.config.num_queries, len(levels))
-        tokens = jnp.concatenate([found[i, :, :, : few + (i < more)] for i in range(len(levels))], axis=2)
-        return parts.apply_mlp(self.mlp, self.norm(tokens)), {"pre_norm": tokens}
+        asked = (self.queries[...], levels, parts.slot_ids(molecules.atoms), slots)
+        found, weights = self.attention(*asked), self.attention.weights(*asked)  # L S G P F, L S N P
+        counts = shared_out(self.config.num_queries, len(levels))
+        tokens = jnp.concatenate([found[i, :, :, :count] for i, count in enumerate(counts)], axis=2)
+        shares = jnp.concatenate([weights[i, :, :, :count] for i, count in enumerate(counts)], axis=2)
+        out = {"pre_norm": tokens, "atom_attention": shares}
+        return parts.apply_mlp(self.mlp, self.norm(tokens)), out
+
+
+def shared_out(queries: int, levels: int) -> list[int]:
+    """How many of the queries each level gets."""
+    few, more = divmod(queries, levels)
+    return [few + (level < more) for level in range(levels)]

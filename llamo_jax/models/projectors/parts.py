@@ -1,7 +1,7 @@
 """What several projectors are made of: attention over the nodes of each molecule, and the MLP to graph tokens."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,45 @@ class SegmentAttention(nnx.Module):
 
         def attend(state: nnx.State, queries: Array, items: Array) -> Array:
             module = nnx.merge(graphdef, state)
-            # h heads of F/h each. Queries are the same for all molecules, so they are projected once, not per molecule.
-            q = heads(module.query(queries), self.num_heads)  # P h F/h
-            k = heads(module.key(items), self.num_heads)  # S N h F/h
+            scores = module.scores(queries, items)
             v = heads(module.value(items), self.num_heads)
-            scores = jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5  # as torch.nn.MultiheadAttention
-
             pooled = jax.vmap(segment_pool, in_axes=(0, 0, 0, None))(scores, v, segment_ids, num_segments)
             return module.out(pooled.reshape(*pooled.shape[:-2], -1))  # S G P F
 
+        return self._for_each(attend, state, queries, items)
+
+    def scores(self, queries: Float[Array, "P F"], items: Float[Array, "S N I"]) -> Float[Array, "S N P h"]:
+        """Of every item for every query, before the softmax; called on one slice of a stack."""
+        # h heads of F/h each. Queries are the same for all molecules, so they are projected once, not per molecule.
+        q = heads(self.query(queries), self.num_heads)  # P h F/h
+        k = heads(self.key(items), self.num_heads)  # S N h F/h
+        return jnp.einsum("snhf,phf->snph", k, q) * q.shape[-1] ** -0.5  # as torch.nn.MultiheadAttention
+
+    def weights(
+        self,
+        queries: Float[Array, "A P F"],
+        items: Float[Array, "A S N I"],
+        segment_ids: Int[Array, "S N"],
+        num_segments: int,
+    ) -> Float[Array, "A S N P"]:
+        """The share of each query's attention that each item of a segment has, averaged over heads.
+
+        For people to look at: what `__call__` gives does not come from it, and where nobody asks, XLA leaves it out.
+        """
+        graphdef, state = nnx.split(self)
+
+        def share(state: nnx.State, queries: Array, items: Array) -> Array:
+            scores = nnx.merge(graphdef, state).scores(queries, items)
+            softmax = jax.vmap(jraph.segment_softmax, in_axes=(0, 0, None))(scores, segment_ids, num_segments)
+            return jnp.mean(softmax, axis=-1)
+
+        return self._for_each(share, state, queries, items)
+
+    def _for_each(self, function: Callable[..., Array], state: nnx.State, queries: Array, items: Array) -> Array:
         if self.stack == 1:
             state = jax.tree.map(lambda x: x[0], state)
-            return jax.vmap(attend, in_axes=(None, 0, 0))(state, queries, items)
-        return jax.vmap(attend)(state, queries, items)
+            return jax.vmap(function, in_axes=(None, 0, 0))(state, queries, items)
+        return jax.vmap(function)(state, queries, items)
 
 
 def segment_pool(

@@ -48,6 +48,10 @@ class QueryConfig(ProjectorConfig):
         """Q."""
         return self.num_queries
 
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        return ["all levels"] * self.num_queries
+
     def item_width(self, graph_width: int, levels: int) -> int:
         """Of the vector that each node has."""
         return graph_width
@@ -96,11 +100,12 @@ class QueryProjector(nnx.Module):
         self, levels: Float[Array, "L S N F"], molecules: MoleculeGraphs
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
         """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q F), the tokens before LayerNorm and MLP."""
-        slots = molecules.atoms.n_node.shape[-1]
-        ids = parts.slot_ids(molecules.atoms)
         # [None] and [0]: one attention, where multi_level has one for each level
-        tokens = self.attention(self.queries[...][None], self.items(levels)[None], ids, slots)[0]
-        return parts.apply_mlp(self.mlp, self.norm(tokens)), {"pre_norm": tokens}
+        asked = (self.queries[...][None], self.items(levels)[None], parts.slot_ids(molecules.atoms))
+        slots = molecules.atoms.n_node.shape[-1]
+        tokens = self.attention(*asked, slots)[0]
+        out = {"pre_norm": tokens, "atom_attention": self.attention.weights(*asked, slots)[0]}
+        return parts.apply_mlp(self.mlp, self.norm(tokens)), out
 
 
 def check_heads(num_heads: int, width: int, name: str) -> None:

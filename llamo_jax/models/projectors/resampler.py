@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import jraph
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
@@ -42,6 +43,10 @@ class ResamplerConfig(ProjectorConfig):
     def num_tokens(self, levels: int) -> int:
         """Q."""
         return self.num_queries
+
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        return [f"level {levels - 1}"] * self.num_queries
 
     def build(self, graph_width: int, levels: int, out_width: int, *, rngs: nnx.Rngs) -> "ResamplerProjector":
         """See ProjectorConfig; raises ConfigError if the sizes do not fit each other."""
@@ -89,8 +94,8 @@ class ResamplerProjector(nnx.Module):
         ids, slots = parts.slot_ids(molecules.atoms), molecules.atoms.n_node.shape[-1]
         tokens = self.queries[...][None, None]
         for layer in self.layers:
-            tokens = layer(tokens, levels[-1], ids, slots)
-        return self.out(self.norm(tokens)), {"pre_norm": tokens}
+            tokens, shares = layer(tokens, levels[-1], ids, slots)
+        return self.out(self.norm(tokens)), {"pre_norm": tokens, "atom_attention": shares}  # of the last layer
 
 
 class ResamplerLayer(nnx.Module):
@@ -107,11 +112,15 @@ class ResamplerLayer(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "#S #G Q W"], nodes: Float[Array, "S N F"], ids: Int[Array, "S N"], slots: int
-    ) -> Float[Array, "S G Q W"]:
-        """The queries of every slot after the layer; before the first, x has those of all slots once."""
+    ) -> tuple[Float[Array, "S G Q W"], Float[Array, "S N Q"]]:
+        """The queries of every slot after the layer, and the nodes' shares of their attention.
+
+        Before the first layer, x has the queries of all slots once.
+        """
         x = x + self.self_attention.among(self.self_norm(x))
-        x = x + self.cross_attention.to_nodes(self.cross_norm(x), self.node_norm(nodes), ids, slots)
-        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
+        attended, shares = self.cross_attention.to_nodes(self.cross_norm(x), self.node_norm(nodes), ids, slots)
+        x = x + attended
+        return x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x)))), shares
 
 
 class QueryAttention(nnx.Module):
@@ -134,15 +143,16 @@ class QueryAttention(nnx.Module):
 
     def to_nodes(
         self, x: Float[Array, "#S #G Q W"], nodes: Float[Array, "S N F"], ids: Int[Array, "S N"], slots: int
-    ) -> Float[Array, "S G Q W"]:
-        """Of the queries of a molecule to its nodes."""
+    ) -> tuple[Float[Array, "S G Q W"], Float[Array, "S N Q"]]:
+        """Of the queries of a molecule to its nodes, and the nodes' shares, averaged over heads."""
         q = parts.heads(self.query(x), self.num_heads)
         q = jnp.broadcast_to(q, (len(ids), slots, *q.shape[2:]))  # S G Q h f
         k, v = (parts.heads(linear(nodes), self.num_heads) for linear in (self.key, self.value))  # S N h f
 
-        def pool(q: Array, k: Array, v: Array, ids: Array) -> Array:
+        def pool(q: Array, k: Array, v: Array, ids: Array) -> tuple[Array, Array]:
             scores = jnp.einsum("nhf,nqhf->nqh", k, q[ids]) * q.shape[-1] ** -0.5
-            return parts.segment_pool(scores, v, ids, q.shape[0])
+            shares = jraph.segment_softmax(scores, ids, q.shape[0]).mean(axis=-1)
+            return parts.segment_pool(scores, v, ids, q.shape[0]), shares
 
-        pooled = jax.vmap(pool)(q, k, v, ids)
-        return self.out(pooled.reshape(*pooled.shape[:3], -1))
+        pooled, shares = jax.vmap(pool)(q, k, v, ids)
+        return self.out(pooled.reshape(*pooled.shape[:3], -1)), shares

@@ -31,6 +31,10 @@ class SingleLevelConfig(QueryConfig):
 
     module = SingleLevelProjector
 
+    def token_sources(self, levels: int) -> list[str]:
+        """See ProjectorConfig."""
+        return [f"level {self.level % levels}"] * self.num_queries
+
     @classmethod
     def own_defaults(cls) -> dict[str, Any]:
         """The encoder's output."""

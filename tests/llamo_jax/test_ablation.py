@@ -1,0 +1,97 @@
+"""Projectors compared: equal budgets, cells that are not trained twice, means and differences by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llamo_jax import runs
+from llamo_jax.analysis import ablation, experiments
+
+KINDS = ("multi_level", "none")
+
+
+def command(few, output, *more):
+    return [
+        *("--output", str(output), "--data", str(few / "description"), "--split", "validation", "--kinds", *KINDS),
+        *("--smiles", "hidden", "--steps", "2", "--molecules", "4", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few, tmp_path_factory):
+    output = tmp_path_factory.mktemp("ablation") / "out"
+    ablation.main(command(few, output, "--seeds", "1"))
+    return output
+
+
+def without_seconds(output):
+    result = json.loads((output / "ablation.json").read_text())
+    for cell in result["cells"]:
+        assert cell.pop("seconds") > 0
+    return result
+
+
+@pytest.mark.xdist_group("ablation")
+def test_every_cell_has_the_same_budget(undisturbed):
+    result = without_seconds(undisturbed)
+    cells = {cell["kind"]: cell for cell in result["cells"]}
+    assert set(cells) == set(KINDS)
+    assert cells["multi_level"]["target_tokens"] == cells["none"]["target_tokens"] > 500
+    assert [cells[kind]["graph_tokens"] for kind in KINDS] == [28, 0]
+    assert cells["none"]["other_costs"] == 0  # what is not shown costs nothing
+    assert cells["none"]["f1"] == cells["none"]["f1_other"]
+    assert cells["multi_level"]["other_costs"] != 0
+    page = (undisturbed / "ablation.md").read_text()
+    assert "| multi_level | hidden | 28 | 147,904 | 2 |" in page
+    assert (undisturbed / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    # the same molecules, read as the run's validation reads them, if fewer
+    assert cells["none"]["loss"] == pytest.approx(cells["none"]["validation_loss"], rel=0.3)
+
+
+@pytest.mark.xdist_group("ablation")
+def test_it_goes_on_where_it_was_interrupted(undisturbed, few, tmp_path, monkeypatch):
+    trained = []
+    train = runs.train
+
+    def interrupted(config, workdir):
+        trained.append(config.model.projector.kind)
+        if trained == ["multi_level", "none"]:
+            raise KeyboardInterrupt
+        return train(config, workdir)
+
+    monkeypatch.setattr(ablation.runs, "train", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        ablation.main(command(few, tmp_path / "out", "--seeds", "1"))
+    assert stopped.value.code == 130
+    ablation.main(command(few, tmp_path / "out", "--seeds", "1"))
+    assert trained == ["multi_level", "none", "none"]  # the finished cell was read
+    assert without_seconds(tmp_path / "out") == without_seconds(undisturbed)
+    with pytest.raises(SystemExit, match="holds another ablation's cell"):
+        ablation.main(command(few, tmp_path / "out", "--seeds", "1", "--steps", "4"))
+
+
+def test_the_plan(few, tmp_path, capsys):
+    ablation.main(command(few, tmp_path / "out", "--seeds", "3", "--dry_run"))
+    printed = capsys.readouterr().out
+    assert "6 runs of 2 steps" in printed
+    assert "| none | 3 |" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_means_and_paired_differences():
+    scores = dict.fromkeys(ablation.METRICS, 0.0) | {"meteor": None}
+    about = {"smiles": "hidden", "graph_tokens": 28, "parameters": 1, "steps": 2, "target_tokens": 7}
+    values = {"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 5.0]}
+    cells = [{**scores, **about, "kind": kind, "seed": seed, "f1": value}
+             for kind, found in values.items() for seed, value in enumerate(found)]  # fmt: skip
+    a, b = ablation.compared(cells, "a")
+    assert a["f1"] == {"mean": pytest.approx(7 / 3), "std": pytest.approx(np.std([1, 2, 4], ddof=1))}
+    assert "meteor" not in a
+    difference = b["f1"]["difference"]
+    assert difference["mean"] == pytest.approx(4 / 3)
+    # differences 1, 2, 1: t of two degrees of freedom is 4.3027
+    half = 4.3027 * np.std([1, 2, 1], ddof=1) / np.sqrt(3)
+    assert difference["interval"] == pytest.approx([4 / 3 - half, 4 / 3 + half], rel=1e-4)
+    assert experiments.over_seeds([3.0]) == {"mean": 3.0, "std": None}
+    assert experiments.paired_difference([3.0], [1.0])["interval"] is None
