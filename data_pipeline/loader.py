@@ -216,6 +216,11 @@ class BatchLoader:
         """How many times over so many batches show the data: their rows, as a share of all data sets' rows."""
         return batches * self.shape.rows / sum(dataset.rows_per_epoch(seed) for dataset in self._datasets)
 
+    def conversations_per_row(self, seed: int) -> float:
+        """Of training, on average."""
+        found = [len(dataset) / dataset.rows_per_epoch(seed) for dataset in self._datasets]
+        return float(np.average(found, weights=self._weights))
+
     def training_rows(self, seed: int, step: int) -> list[tuple[int, list[int]]]:
         """What the batch of a step holds: for each row the number of its data set, and conversations of that split."""
         return [(source, row.tolist()) for source, row in self._places(seed, step, range(self.shape.rows))]

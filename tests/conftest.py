@@ -32,6 +32,8 @@ SLOWEST = {
     "test_wheel": ("",),
     "test_faults": ("test_twenty_kills", "test_sigterm", "test_stage_2_is_continued", "test_a_base_that_did_not_do"),
     "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
+    "test_kinds": ("test_it_trains", "test_sharded"),
+    "test_ablation": ("test_every_cell", "test_it_goes_on"),
     "test_training": ("test_runs_repeat_continue_and_chain",),
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
@@ -93,6 +95,23 @@ def few(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         counts = {"train": 80, "validation": 20}
         pairs = [(split, r) for split, count in counts.items() for r in read_records(embedded / task, split)[:count]]
         prepare_records(pairs, folder / task, MOLECULES, settings)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with weights as drawn, for what does not depend on answers."""
+    from flax import nnx
+
+    from data_pipeline.tokenizer import load_tokenizer
+    from llamo_jax.config import PromptConfig
+    from llamo_jax.models import LLaMo
+    from tests import helpers
+
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    prompt = PromptConfig(style="plain", show_smiles=True, show_graph=True)
+    model = LLaMo(helpers.model_config(vocab_size=2048, graph_width=64), rngs=nnx.Rngs(0))
+    model.save(folder, tokenizer=load_tokenizer(embedded / "tokenizer"), prompt=prompt)
     return folder
 
 

@@ -5,13 +5,15 @@
     python -m llamo_jax.analysis.ablation --output DIR --config configs/stage1.py:llama2_7b --data DIR …
 
 Each cell of the table is a training run in DIR/cells/KIND-hidden|shown-SEED: the projector as large as the
-configuration's own (llamo_jax.models.projectors.budget), the same data in the same order, the same steps; SMILES hidden
-from the prompts, where the graph is all there is, or shown. Measured on the test split, whose scaffolds no other split
+configuration's own (llamo_jax.models.projectors.budget), the same data, steps, and conversations per step (rows are
+shorter by the graph tokens that a kind does not have); SMILES hidden from the prompts, where the graph is all there is,
+or shown. Measured on the test split, whose scaffolds no other split
 has: loss, what another molecule's graph costs, F1 of functional groups in descriptions, and the descriptions against
 the targets. DIR gets ablation.json, .md and .png.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -30,7 +32,7 @@ from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.records import Record, read_records
-from llamo_jax import runs
+from llamo_jax import runs, sharding
 from llamo_jax.analysis import experiments, pages
 from llamo_jax.config import ConfigError, DecodingConfig, to_dict
 from llamo_jax.evaluation.functional_groups import describe_records, score_groups
@@ -40,6 +42,8 @@ from llamo_jax.loading import load_generator
 from llamo_jax.models.projectors import PROJECTORS
 from llamo_jax.models.projectors.budget import count_parameters, matched
 from llamo_jax.training.config import Config
+from llamo_jax.training.flops import needed_flops
+from llamo_jax.training.program import make_program
 
 SHOWN = {"hidden": False, "shown": True}
 """Name → config.prompt.show_smiles."""
@@ -73,15 +77,26 @@ class Cell(NamedTuple):
 def cell_config(values: ConfigDict, cell: Cell) -> Config:
     """The configuration with the cell's projector, prompts and seed."""
     values = values.copy_and_resolve_references()
-    given = runs.read_config(values).model
-    projector = matched(
-        cell.kind, given.projector, given.graph_encoder.width, given.num_levels, given.language_model.width
-    )
-    with values.unlocked():
-        values.model.projector = ConfigDict(to_dict(projector))
     values.prompt.show_smiles = SHOWN[cell.smiles]
     values.seed = cell.seed
+    given = runs.read_config(values)
+    model = given.model
+    projector = matched(
+        cell.kind, model.projector, model.graph_encoder.width, model.num_levels, model.language_model.width
+    )
+    fewer = model.num_graph_tokens - projector.num_tokens(model.num_levels)
+    if fewer:
+        values.data.tokens_per_row -= round(fewer * conversations_per_row(given))
+    with values.unlocked():
+        values.model.projector = ConfigDict(to_dict(projector))
     return runs.read_config(values)
+
+
+@functools.lru_cache
+def conversations_per_row(config: Config) -> float:
+    """Of the configuration's training data, on average."""
+    _, data, _ = runs.read_data(config, sharding.make_mesh(config.mesh))
+    return data.train.conversations_per_row(config.seed)
 
 
 def train_cell(config: Config, cell: Cell, folder: Path, records: Sequence[Record]) -> dict[str, Any]:
@@ -220,10 +235,6 @@ def picture(result: Mapping[str, Any]) -> bytes:
 
 def estimate(config: Config) -> float:
     """Seconds that the steps of a cell take at a third of this machine's rate of float32 products; measured now."""
-    from llamo_jax import sharding
-    from llamo_jax.training.flops import needed_flops
-    from llamo_jax.training.program import make_program
-
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         program_ = make_program(config, mesh)

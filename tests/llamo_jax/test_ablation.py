@@ -37,7 +37,10 @@ def test_every_cell_has_the_same_budget(undisturbed):
     result = without_seconds(undisturbed)
     cells = {cell["kind"]: cell for cell in result["cells"]}
     assert set(cells) == set(KINDS)
-    assert cells["multi_level"]["target_tokens"] == cells["none"]["target_tokens"] > 500
+    tokens = [cells[kind]["target_tokens"] for kind in KINDS]
+    assert min(tokens) > 500
+    # rows without graph tokens are shorter, and hold as many conversations
+    assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
     assert [cells[kind]["graph_tokens"] for kind in KINDS] == [28, 0]
     assert cells["none"]["other_costs"] == 0  # what is not shown costs nothing
     assert cells["none"]["f1"] == cells["none"]["f1_other"]
@@ -92,6 +95,6 @@ def test_means_and_paired_differences():
     assert difference["mean"] == pytest.approx(4 / 3)
     # differences 1, 2, 1: t of two degrees of freedom is 4.3027
     half = 4.3027 * np.std([1, 2, 1], ddof=1) / np.sqrt(3)
-    assert difference["interval"] == pytest.approx([4 / 3 - half, 4 / 3 + half], rel=1e-4)
+    assert difference["interval"] == pytest.approx([4 / 3 - half, 4 / 3 + half], abs=1e-4)
     assert experiments.over_seeds([3.0]) == {"mean": 3.0, "std": None}
     assert experiments.paired_difference([3.0], [1.0])["interval"] is None

@@ -8,20 +8,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from flax import nnx
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.mol_graph import read_mol
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.motifs import find_motifs, motif_atoms
 from data_pipeline.records import featurized
-from data_pipeline.tokenizer import load_tokenizer
 from llamo_jax.analysis import attention
-from llamo_jax.config import PromptConfig
 from llamo_jax.convert import __main__ as convert
 from llamo_jax.loading import load_generator, load_model
-from llamo_jax.models import LLaMo
-from tests import helpers
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 pytestmark = pytest.mark.xdist_group("attention")
@@ -34,19 +29,8 @@ def record():
 
 
 @pytest.fixture(scope="module")
-def folder(embedded, tmp_path_factory):
-    """A model with weights as drawn: where it looks is nonsense, but it looks there."""
-    tokenizer = load_tokenizer(embedded / "tokenizer")
-    config = helpers.model_config(vocab_size=2048, graph_width=64)
-    path = tmp_path_factory.mktemp("attention") / "model"
-    prompt = PromptConfig(style="plain", show_smiles=True, show_graph=True)
-    LLaMo(config, rngs=nnx.Rngs(0)).save(path, tokenizer=tokenizer, prompt=prompt)
-    return path
-
-
-@pytest.fixture(scope="module")
-def loaded(folder):
-    return load_model(folder), load_generator(folder)[0]
+def loaded(untrained):
+    return load_model(untrained), load_generator(untrained)[0]
 
 
 def test_motifs_stand_in_the_order_of_their_features():
@@ -59,7 +43,7 @@ def test_motifs_stand_in_the_order_of_their_features():
     assert benzene.sum() == max(row.sum() for row in motifs)
 
 
-def test_attention_is_that_of_the_exported_model(loaded, record, folder, tmp_path):
+def test_attention_is_that_of_the_exported_model(loaded, record, untrained, tmp_path):
     """Averaged over heads and layers, at the positions in front of the answer's tokens."""
     model, generator = loaded
     found = attention.attend(model, generator.encoder, record)
@@ -67,7 +51,7 @@ def test_attention_is_that_of_the_exported_model(loaded, record, folder, tmp_pat
     batch = attention.single_batch(encoded)
     tokens, out = model.encode_graphs(jax.tree.map(jnp.asarray, batch.molecules))
     embeddings = np.asarray(model.splice(jax.tree.map(jnp.asarray, batch), tokens))
-    convert.main(["to_huggingface", "--checkpoint", str(folder), "--output", str(tmp_path / "hf")])
+    convert.main(["to_huggingface", "--checkpoint", str(untrained), "--output", str(tmp_path / "hf")])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", attn_implementation="eager")
     length = int((batch.segments[0] > 0).sum())
     with torch.no_grad():
@@ -115,9 +99,9 @@ def test_words():
         ("an", [0]), ("ester", [1, 2]), ("acid", [4]), ("group.", [5, 6])]  # fmt: skip
 
 
-def test_the_program(folder, few, tmp_path, capsys):
+def test_the_program(untrained, few, tmp_path, capsys):
     settings = f"--faithfulness 3 --data {few}/description --split validation"
-    common = ["--checkpoint", str(folder), "--output", str(tmp_path / "out"), *settings.split()]
+    common = ["--checkpoint", str(untrained), "--output", str(tmp_path / "out"), *settings.split()]
     attention.main([*common, "--answer", "An <b>ester</b> & an acid.", "--question", "Why <script>?"])
     result = json.loads((tmp_path / "out" / "attention.json").read_text())
     assert [each["word"] for each in result["words"]] == ["An", "<b>ester</b>", "&", "an", "acid."]

@@ -39,8 +39,23 @@ def of_kind(kind, **changes):
     return dataclasses.replace(config, **changes)
 
 
+def drawn(name, shape, rng):
+    """Weights of the usual sizes."""
+    if name == "level_logits":
+        return np.zeros(shape)
+    if name == "scale":
+        return 1 + 0.1 * rng.standard_normal(shape)
+    return rng.standard_normal(shape) * (shape[-2] ** -0.5 if name == "kernel" else 0.5)
+
+
 def built(config):
-    return config.build(WIDTH, LEVELS, OUT, rngs=nnx.Rngs(3))
+    """The module with weights from numpy: nothing is compiled."""
+    module = nnx.eval_shape(lambda: config.build(WIDTH, LEVELS, OUT, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(module)
+    rng = np.random.default_rng(3)
+    values = {path: variable.replace(jnp.asarray(drawn(path[-1], variable.shape, rng), jnp.float32))
+              for path, variable in nnx.to_flat_state(state)}  # fmt: skip
+    return nnx.merge(graphdef, nnx.from_flat_state(values))
 
 
 def nodes_of(molecules, seed=0):
@@ -52,7 +67,7 @@ def nodes_of(molecules, seed=0):
     return jnp.asarray(levels)
 
 
-@pytest.mark.parametrize("sizes", [(64, 128, 2), (300, 576, 2), (300, 4096, 6)], ids=["tiny", "smollm2", "7B"])
+@pytest.mark.parametrize("sizes", [(64, 128, 2), (300, 4096, 6)], ids=["tiny", "7B"])
 def test_kinds_are_equal_in_size(sizes):
     width, out, depth = sizes
     reference = MultiLevelConfig.paper(depth=depth)
@@ -115,14 +130,10 @@ def read_levels(kind, **changes):
     module = built(of_kind(kind, **changes))
     molecules = MoleculeGraphs.from_smiles(SMILES)
 
-    @jax.jit
-    def gradient(levels):
-        tokens = lambda levels: module(levels, molecules)[0][0, : len(SMILES)]  # noqa: E731
-        weights = jax.random.normal(jax.random.key(0), (len(SMILES), 28, OUT))
-        return jax.grad(lambda levels: jnp.sum(weights * tokens(levels)))(levels)
-
-    sizes = jnp.abs(gradient(nodes_of(molecules))).max(axis=(1, 2, 3))
-    return [level for level, size in enumerate(sizes) if size > 1e-6]
+    run = jax.jit(lambda levels: module(levels, molecules)[0][0, : len(SMILES)])
+    levels = nodes_of(molecules)
+    before = run(levels)
+    return [level for level in range(LEVELS) if jnp.abs(run(levels.at[level].mul(-2)) - before).max() > 1e-4]
 
 
 def test_kinds_read_the_levels_that_they_say():
@@ -262,8 +273,10 @@ def test_sharded_equals_single_device(place):
             results.append((float(value), {name: np.asarray(gradient[name]) for name in names}))
     (value, gradient), (other_value, other_gradient) = results
     assert other_value == pytest.approx(value, rel=1e-5)
+    # of all, as some gradients are nothing but rounding: a bias in front of a normalisation has none
+    largest = max(abs(each).max() for each in gradient.values())
     for name in names:
-        scale = max(abs(gradient[name]).max(), 1e-3)
+        scale = abs(gradient[name]).max() + 1e-2 * largest
         np.testing.assert_allclose(other_gradient[name], gradient[name], atol=2e-4 * scale, err_msg=name)
 
 

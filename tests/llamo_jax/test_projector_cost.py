@@ -43,9 +43,10 @@ def test_flops_of_an_mlp_are_those_of_its_products():
 def test_shares_of_a_step():
     stage_1, stage_2 = (runs.read_config(stage.get_config("tiny")) for stage in (stage1, stage2))
     shares = {kind: projector_cost.share_of_step(stage_1, matched(kind, stage_1.model.projector, 64, 6, 128))
-              for kind in ("none", "skip", "multi_level")}  # fmt: skip
+              for kind in ("none", "mlp_nodes", "multi_level")}  # fmt: skip
     assert shares["none"] == 0
-    assert 0 < shares["skip"] < shares["multi_level"] < 0.5
+    # an MLP as wide as four attentions, on every graph token
+    assert 0 < shares["multi_level"] < shares["mlp_nodes"] < 0.5
     # the more is frozen around it, the larger its part
     assert projector_cost.share_of_step(stage_2, stage_2.model.projector) > shares["multi_level"]
 

@@ -92,9 +92,9 @@ def test_convergence_of_disconnected_pairs():
     assert smoothing.outside(np.array([[1.0], [-1], [0], [0]]), space) == pytest.approx(1)
 
 
-def test_the_program(trained, few, tmp_path, capsys):
+def test_the_program(untrained, few, tmp_path, capsys):
     """Random encoders and a trained model; deep ones without residuals become alike."""
-    command = f"--output {tmp_path}/out --data {few}/description --split validation --checkpoint {trained}"
+    command = f"--output {tmp_path}/out --data {few}/description --split validation --checkpoint {untrained}"
     settings = "--depths 8,1 --width 32 --seeds 2 --molecules 12"
     oversmoothing.main([*command.split(), *settings.split()])
     result = json.loads((tmp_path / "out" / "oversmoothing.json").read_text())
