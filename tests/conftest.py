@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
-# Tests mostly wait for the compiler: no expensive optimisation of tiny programs.
+# Tests mostly wait for the compiler: no expensive optimisation of tiny programs. A train step of `tiny` on eight
+# devices compiles in 3.5 s, and with the newer emitters of fusions in 7.8 s.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
