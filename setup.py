@@ -14,6 +14,7 @@ CONVERT = ["torch>=2.7", "peft>=0.18", *GGUF]
 QUANT = ["qwix>=0.1.8"]
 SELFIES = ["selfies>=2.2"]
 BASELINES = ["scikit-learn>=1.7"]  # that benchmarks put beside the model
+ANALYSIS = ["networkx>=3.4", *BASELINES]
 OPSIN = ["py2opsin>=1.2"]  # runs a Java program, which it brings
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
@@ -21,7 +22,7 @@ TEST = [
     *CONVERT,
     *SELFIES,
     *OPSIN,
-    *BASELINES,
+    *ANALYSIS,
     *QUANT,
     # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
     "pytest>=8.4,<9.2",
@@ -29,7 +30,6 @@ TEST = [
     "hypothesis>=6.150",
     "chex>=0.1.92",
     "beartype>=0.22",
-    "networkx>=3.4",
     "psutil>=7",
     "setuptools>=77",  # a test builds the wheel with what is installed
 ]
@@ -93,6 +93,7 @@ setup(
         "selfies": SELFIES,
         "opsin": OPSIN,
         "baselines": BASELINES,
+        "analysis": ANALYSIS,
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
         "test": TEST,

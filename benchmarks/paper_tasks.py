@@ -5,8 +5,8 @@ r"""The paper's tasks on real molecules: their data, and scores of several model
     python -m benchmarks.paper_tasks score --tasks data/paper --output runs/paper_tasks --model both=runs/stage2-smollm2
 
 DIR holds chebi20/, property/ and pubchem324k/ as tables. What is trained on shows no molecule of a test file. `score`
-answers every test split (again, to continue), and puts a random forest on Morgan fingerprints beside properties; it
-needs scikit-learn.
+answers every test split (again, to continue), and puts chance, a constant and a random forest on Morgan fingerprints
+beside properties; that needs scikit-learn.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rdkit import Chem
 
 from configs.evaluate import get_config
@@ -32,7 +31,7 @@ from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.records import read_records
 from data_pipeline.tasks import Columns
 from llamo_jax import runs
-from llamo_jax.evaluation.answers import classification_scores, regression_scores
+from llamo_jax.evaluation.baselines import BASELINES, baseline_scores
 from llamo_jax.evaluation.run import evaluate, read_config
 
 REGRESSION = {"esol": "measured log solubility in mols per litre", "freesolv": "expt", "lipophilicity": "exp"}
@@ -54,8 +53,6 @@ SCORES = {
 """Columns of each task's table, as metrics.json calls them; a point leads into an entry."""
 GROUPS = tuple(f"group_questions.{name}" for name in ("f1", "roc_auc", "yes_rate", "accuracy"))
 """Those of the questions about groups, which are asked about the molecules of `names`."""
-FOREST = {"n_estimators": 200, "max_features": 1 / 3, "n_jobs": -1}
-FOREST_SEEDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,7 +184,11 @@ def score_models(options: argparse.Namespace) -> None:
             metrics = evaluate(read_config(config), options.output / model / task)
             results.setdefault(task, {})[model] = metrics
     for task in {*options.only} & {*REGRESSION, *CLASSIFICATION, "qm9"}:
-        results.setdefault(task, {})["Morgan random forest"] = forest_scores(options.tasks / task, options.limit)
+        train, test = (read_records(options.tasks / task, split) for split in ("train", "test"))
+        test = test[: options.limit or None]  # the rows that the models answer
+        for name, predict in BASELINES.items():
+            found = baseline_scores(train, test, predict, classes=task in CLASSIFICATION)
+            results.setdefault(task, {})[name] = found
     storage.write_json(options.output / "scores.json", results)
     for task, rows in results.items():
         print(f"\n{task}\n{table(rows, SCORES[task])}")
@@ -217,44 +218,6 @@ def _cell(found: Mapping[str, Any], name: str) -> str:
         return ""
     value, between = inner[last], found["intervals"].get(name) or inner.get("intervals", {}).get(last)
     return f"{value:.3f}" + (f" ({between[0]:.3f} to {between[1]:.3f})" if between else "")
-
-
-def forest_scores(folder: Path, limit: int) -> dict[str, Any]:
-    """Of a random forest on Morgan fingerprints (radius 2, 2048 bits), on the rows that the models answer.
-
-    The answers are the mean over FOREST_SEEDS forests. A task with several properties has one for each of them.
-    """
-    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-
-    generator = GetMorganGenerator(radius=2, fpSize=2048)
-
-    def read(split: str) -> tuple[np.ndarray, list[str], list[str]]:
-        records = read_records(folder, split)[: limit or None] if split == "test" else read_records(folder, split)
-        molecules = [parse_smiles(record.conversation.smiles[0]) for record in records]
-        asked = [record.conversation.messages[0].content for record in records]
-        return (
-            np.stack([generator.GetFingerprintAsNumPy(molecule) for molecule in molecules]),
-            asked,
-            [record.conversation.messages[-1].content for record in records],
-        )
-
-    x, asked, y = read("train")
-    test, test_asked, targets = read("test")
-    classes = folder.name in CLASSIFICATION
-    kind = RandomForestClassifier if classes else RandomForestRegressor
-    values = np.array([target.startswith("Yes") if classes else float(target) for target in y], float)
-    found = np.zeros(len(targets))
-    for question in set(test_asked):
-        rows, places = (np.array([each == question for each in some]) for some in (asked, test_asked))
-        for seed in range(FOREST_SEEDS):
-            forest = kind(random_state=seed, **FOREST).fit(x[rows], values[rows])
-            answer = forest.predict_proba(test[places])[:, 1] if classes else forest.predict(test[places])
-            found[places] += answer / FOREST_SEEDS
-    if classes:
-        answers = ["Yes" if value > 0.5 else "No" for value in found]
-        return classification_scores(answers, targets, found.tolist())
-    return regression_scores([f"{value:.6f}" for value in found], targets)
 
 
 if __name__ == "__main__":

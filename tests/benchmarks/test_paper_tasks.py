@@ -9,6 +9,7 @@ from benchmarks import paper_tasks
 from data_pipeline.functional_groups import functional_groups
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.records import read_records
+from llamo_jax.evaluation.baselines import BASELINES, baseline_scores, forest
 from llamo_jax.evaluation.molecules import compare
 
 pytestmark = [pytest.mark.slowest, pytest.mark.xdist_group("paper_tasks")]
@@ -69,11 +70,13 @@ def test_questions_about_groups_are_true_and_balanced(tasks):
 
 
 def test_a_forest_predicts_solubility_on_scaffolds_it_has_not_seen(tasks):
-    scores = paper_tasks.forest_scores(tasks[0] / "esol", 0)
+    train, test = (read_records(tasks[0] / "esol", split) for split in ("train", "test"))
+    scores = baseline_scores(train, test, forest, classes=False)
     assert scores["all_rows"]["rows"] == len(read_records(tasks[0] / "esol", "test")) > 50
     assert scores["r2"] > 0.25
     assert 0.5 < scores["mae"] < scores["rmse"]
-    bace = paper_tasks.forest_scores(tasks[0] / "bace", 0)
+    train, test = (read_records(tasks[0] / "bace", split) for split in ("train", "test"))
+    bace = baseline_scores(train, test, forest, classes=True)
     assert bace["answered"] == 1
     assert 0.6 < bace["roc_auc"] < 1
 
@@ -86,15 +89,15 @@ def test_models_stand_beside_a_forest(tasks, trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert sorted(scores) == ["esol", "names"]
-    assert list(scores["esol"]) == ["tiny", "Morgan random forest"]
-    forest, tiny = scores["esol"]["Morgan random forest"], scores["esol"]["tiny"]
+    assert list(scores["esol"]) == ["tiny", *BASELINES]
+    best, tiny = scores["esol"]["Morgan random forest"], scores["esol"]["tiny"]
     assert tiny["rows"] == 3
-    assert forest["answered"] == 1
+    assert best["answered"] == 1
     names = scores["names"]["tiny"]
     low, high = names["intervals"]["group_questions.accuracy"]
     assert f"| {names['group_questions']['accuracy']:.3f} ({low:.3f} to {high:.3f}) |" in printed
-    low, high = forest["intervals"]["mae"]
-    assert f"| Morgan random forest | {forest['mae']:.3f} ({low:.3f} to {high:.3f}) |" in printed
+    low, high = best["intervals"]["mae"]
+    assert f"| Morgan random forest | {best['mae']:.3f} ({low:.3f} to {high:.3f}) |" in printed
     assert (names["structures"] is None) == (shutil.which("java") is None)
     if names["structures"]:
         low, high = names["structures"]["intervals"]["valid"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llamo_jax import runs
-from llamo_jax.analysis import ablation, experiments
+from llamo_jax.analysis import ablation, cells, experiments
 
 KINDS = ("multi_level", "none")
 
@@ -14,7 +14,7 @@ KINDS = ("multi_level", "none")
 def command(few, output, *more):
     return [
         *("--output", str(output), "--data", str(few / "description"), "--split", "validation", "--kinds", *KINDS),
-        *("--smiles", "hidden", "--steps", "2", "--molecules", "4", *more),
+        *("--text", "hidden", "--steps", "2", "--molecules", "4", *more),
     ]
 
 
@@ -35,21 +35,21 @@ def without_seconds(output):
 @pytest.mark.xdist_group("ablation")
 def test_every_cell_has_the_same_budget(undisturbed):
     result = without_seconds(undisturbed)
-    cells = {cell["kind"]: cell for cell in result["cells"]}
-    assert set(cells) == set(KINDS)
-    tokens = [cells[kind]["target_tokens"] for kind in KINDS]
+    by_kind = {cell["kind"]: cell for cell in result["cells"]}
+    assert set(by_kind) == set(KINDS)
+    tokens = [by_kind[kind]["target_tokens"] for kind in KINDS]
     assert min(tokens) > 500
     # rows without graph tokens are shorter, and hold as many conversations
     assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
-    assert [cells[kind]["graph_tokens"] for kind in KINDS] == [28, 0]
-    assert cells["none"]["other_costs"] == 0  # what is not shown costs nothing
-    assert cells["none"]["f1"] == cells["none"]["f1_other"]
-    assert cells["multi_level"]["other_costs"] != 0
+    assert [by_kind[kind]["graph_tokens"] for kind in KINDS] == [28, 0]
+    assert by_kind["none"]["other_costs"] == 0  # what is not shown costs nothing
+    assert by_kind["none"]["f1"] == by_kind["none"]["f1_other"]
+    assert by_kind["multi_level"]["other_costs"] != 0
     page = (undisturbed / "ablation.md").read_text()
     assert "| multi_level | hidden | 28 | 147,904 | 2 |" in page
     assert (undisturbed / "ablation.png").read_bytes().startswith(b"\x89PNG")
     # the same molecules, read as the run's validation reads them, if fewer
-    assert cells["none"]["loss"] == pytest.approx(cells["none"]["validation_loss"], rel=0.3)
+    assert by_kind["none"]["loss"] == pytest.approx(by_kind["none"]["validation_loss"], rel=0.3)
 
 
 @pytest.mark.xdist_group("ablation")
@@ -63,14 +63,14 @@ def test_it_goes_on_where_it_was_interrupted(undisturbed, few, tmp_path, monkeyp
             raise KeyboardInterrupt
         return train(config, workdir)
 
-    monkeypatch.setattr(ablation.runs, "train", interrupted)
+    monkeypatch.setattr(cells.runs, "train", interrupted)
     with pytest.raises(SystemExit) as stopped:
         ablation.main(command(few, tmp_path / "out", "--seeds", "1"))
     assert stopped.value.code == 130
     ablation.main(command(few, tmp_path / "out", "--seeds", "1"))
     assert trained == ["multi_level", "none", "none"]  # the finished cell was read
     assert without_seconds(tmp_path / "out") == without_seconds(undisturbed)
-    with pytest.raises(SystemExit, match="holds another ablation's cell"):
+    with pytest.raises(SystemExit, match="holds a cell of another comparison"):
         ablation.main(command(few, tmp_path / "out", "--seeds", "1", "--steps", "4"))
 
 
@@ -84,11 +84,11 @@ def test_the_plan(few, tmp_path, capsys):
 
 def test_means_and_paired_differences():
     scores = dict.fromkeys(ablation.METRICS, 0.0) | {"meteor": None}
-    about = {"smiles": "hidden", "graph_tokens": 28, "parameters": 1, "steps": 2, "target_tokens": 7}
+    about = {"text": "hidden", "graph_tokens": 28, "parameters": 1, "steps": 2, "target_tokens": 7}
     values = {"a": [1.0, 2.0, 4.0], "b": [2.0, 4.0, 5.0]}
-    cells = [{**scores, **about, "kind": kind, "seed": seed, "f1": value}
+    results = [{**scores, **about, "kind": kind, "seed": seed, "f1": value}
              for kind, found in values.items() for seed, value in enumerate(found)]  # fmt: skip
-    a, b = ablation.compared(cells, "a")
+    a, b = cells.compared(results, "a", tuple(ablation.METRICS))
     assert a["f1"] == {"mean": pytest.approx(7 / 3), "std": pytest.approx(np.std([1, 2, 4], ddof=1))}
     assert "meteor" not in a
     difference = b["f1"]["difference"]
