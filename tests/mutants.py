@@ -33,6 +33,8 @@ FAULTS = "tests/llamo_jax/test_faults.py"
 DECODING = "tests/llamo_jax/test_decoding.py"
 EVALUATION = "tests/llamo_jax/test_evaluation.py"
 CONFIG = "tests/llamo_jax/test_config.py"
+KINDS = "tests/llamo_jax/test_kinds.py"
+SMOOTHING = "tests/llamo_jax/test_smoothing.py -k 'not program'"
 CHECKSUMS = "tests/llamo_jax/test_checksums.py"
 RECORD_FILES = "tests/data_pipeline/test_record_files.py -k 'any_records or joined'"
 TOPOLOGIES = "tests/llamo_jax/test_topologies.py -k 'layout or together'"
@@ -234,6 +236,48 @@ def _mutants() -> list[Mutant]:
         f"{GOLDEN} -k layer",
         eps_is_ignored=("(1 + self.eps[...]) * nodes", "nodes"),
         messages_without_relu=("jax.nn.relu(sent + edges)", "(sent + edges)"),
+    )
+    plant(
+        "llamo_jax/models/graph_encoders/gatv2.py",
+        f"{KINDS} -k gatv2",
+        an_atom_forgets_itself=("jnp.concatenate([senders, atoms])", "jnp.concatenate([senders, atoms * 0])"),
+        the_sender_alone_decides=("sent[senders] + received[receivers] +", "sent[senders] +"),
+    )
+    plant(
+        "llamo_jax/models/projectors/mlp_nodes.py",
+        f"{KINDS} -k pooled",
+        nodes_are_shown_once=("(token * nodes // queries <= place)", "(token * nodes / queries <= place)"),
+    )
+    plant(
+        "llamo_jax/models/projectors/multi_level_without_motifs.py",
+        f"{KINDS} -k shared_out",
+        the_last_levels_get_more=("few + (level < more)", "few + (level >= levels - more)"),
+    )
+    plant(
+        "llamo_jax/models/projectors/parts.py",
+        f"{KINDS} -k its_own",
+        everybody_s_atoms_count=(
+            "total = jraph.segment_sum(weights, ids, num_segments)",
+            "total = jraph.segment_sum(weights, ids, num_segments).sum(0)",
+        ),
+    )
+    plant(
+        "llamo_jax/analysis/smoothing.py",
+        SMOOTHING,
+        energy_of_the_normalised_graph=(
+            "edges[:, 1]], dtype=np.float64)) / norm",
+            "edges[:, 1]], dtype=np.float64)) / norm / 2",
+        ),
+        components_are_forgotten=("stays = values > 1 - 1e-9", "stays = values >= values.max()"),
+        zeros_count_as_distances=("np.maximum(others, 1)", "max(len(x) - 1, 1)"),
+    )
+    plant(
+        "llamo_jax/training/words.py",
+        "tests/llamo_jax/test_words.py -k 'counts_more or yes_no'",
+        all_words_weigh_the_same=(
+            "weights = 1 + inverse_document_frequency(",
+            "weights = 1 + 0 * inverse_document_frequency(",
+        ),
     )
     plant(
         "llamo_jax/models/llamo.py",

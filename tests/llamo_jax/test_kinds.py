@@ -1,7 +1,9 @@
 """Every kind of projector and graph encoder keeps the contract, and does what its name says."""
 
 import dataclasses
+import re
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from llamo_jax.models.projectors.budget import TOLERANCE, count_parameters, matc
 from tests import helpers
 from tests.llamo_jax.test_training import small_run
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = [name for name in PROJECTORS.names() if name != "pooled"]  # which the example of a page adds
 WITH_TOKENS = [kind for kind in KINDS if kind != "none"]
 OWN_CODE = [kind for kind in KINDS if kind not in ("single_level", "skip", "weighted_mean")]
@@ -291,6 +294,23 @@ def test_it_trains_goes_on_to_stage_2_and_answers(choice, few, tmp_path):
     answers = [assistant.ask("Describe this molecule.", smiles=smiles) for smiles in ("CCO", "CCO", "c1ccncc1")]
     assert answers[0] == answers[1]
     assert all(answers)
+
+
+def test_the_example_of_contributing():
+    """As it stands there: as large as the others, and reading the levels that it says."""
+    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.DOTALL)
+    assert len(text.splitlines()) <= 30
+    example = types.ModuleType("example")
+    exec(compile(text, "CONTRIBUTING.md", "exec"), vars(example))
+    try:
+        assert read_levels("ends") == [0, LEVELS - 1]
+        config = of_kind("ends")
+        assert config.num_tokens(LEVELS) == 28
+        wanted = count_parameters(MultiLevelConfig.paper(depth=2), WIDTH, LEVELS, OUT)
+        assert count_parameters(config, WIDTH, LEVELS, OUT) == pytest.approx(wanted, rel=TOLERANCE)
+        assert runs.read_config(stage1.get_config("tiny,projector=ends")).model.projector.kind == "ends"
+    finally:
+        del PROJECTORS._configs["ends"]
 
 
 def test_attention_is_that_of_gatv2():
