@@ -72,8 +72,13 @@ def writing(path: epath.PathLike) -> Iterator[epath.Path]:
 
 def write_text(path: epath.PathLike, text: str) -> None:
     """A text file in UTF-8: readers see the old or the new one, never half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """A whole file, such as a picture, in the same way."""
     with writing(path) as partial:
-        partial.write_bytes(text.encode())
+        partial.write_bytes(content)
 
 
 def write_json(path: epath.PathLike, content: Any) -> None:

@@ -31,8 +31,7 @@ def write(
     """Writes the three files, each whole or not at all, and prints the tables."""
     storage.make_folder(folder)
     storage.write_json(folder / f"{name}.json", result)
-    with storage.writing(folder / f"{name}.png") as partial:
-        partial.write_bytes(picture)
+    storage.write_bytes(folder / f"{name}.png", picture)
     text = markdown(title, sections, f"{name}.png")
     storage.write_text(folder / f"{name}.md", text)
     print(text)
