@@ -37,10 +37,15 @@ SLOWEST = {
     "test_kinds": ("test_it_trains", "test_sharded"),
     "test_ablation": ("test_every_cell", "test_it_goes_on"),
     "test_training": ("test_runs_repeat_continue_and_chain",),
+    "test_validations": ("test_the_best_checkpoint",),
+    "test_tables": ("test_memory_is_bounded_by_bytes",),
+    "test_record_files": ("test_an_object_store",),
+    "test_peft": ("test_a_run_that_trained",),
+    "test_evaluation": ("test_an_evaluation_continues",),
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
-FIRST = {"test_validations", "test_words"}
+FIRST = {"test_words"}
 """Files with tests of a minute: begun last, one would keep a process busy when the others are done."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -1,7 +1,7 @@
 """Does the projector help where graphs are no molecules? Questions about random graphs, and two social ones.
 
     python -m llamo_jax.analysis.graph_reasoning --output DIR --dry_run
-    python -m llamo_jax.analysis.graph_reasoning --output DIR --kinds multi_level single_level none
+    python -m llamo_jax.analysis.graph_reasoning --output DIR --kinds KIND KIND …
 
 Random graphs of 8 to 60 nodes (Erdős–Rényi, Barabási–Albert, trees, cycles, communities; networkx, extra [analysis]),
 each with questions about connectivity, cycles, a node's degree, a shortest path, triangles and bipartiteness; yes and
