@@ -64,11 +64,12 @@ def random_networks(
     """Encoders with fresh weights, of each depth and seed; with the batch's own statistics where they normalise."""
     molecules = MoleculeGraphs.from_graphs(graphs)
     nodes = sum(len(graph.atoms) for graph in graphs)
-    for kind, depth in itertools.product(kinds, depths):
+    for kind in kinds:
         usual = GRAPH_ENCODERS[kind].of_width(width)
-        if not {f.name for f in dataclasses.fields(usual)} >= {"num_layers"}:  # type: ignore[arg-type]
+        if not hasattr(usual, "num_layers"):
             raise ConfigError(f"--encoders: {kind} has no depth to choose")
-        for variant in _variants(dataclasses.replace(usual, num_layers=depth)):  # type: ignore[type-var]
+        for given, depth in itertools.product(_variants(usual), depths):
+            variant = dataclasses.replace(given, num_layers=depth)  # type: ignore[type-var]
             about = {"encoder": kind, "depth": depth, **{s: getattr(variant, s, None) for s in SWITCHES}}
 
             @jax.jit
@@ -258,7 +259,7 @@ def picture(result: dict[str, Any]) -> bytes:
             axes.plot(depths, [row["bound"] for row in result["linear"]], "k:", label="linear, at most")
         axes.set_title(name.replace("_", " "))
         axes.set_xlabel("layers")
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return pages.png(figure)
 
 
