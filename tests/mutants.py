@@ -268,7 +268,7 @@ def _mutants() -> list[Mutant]:
             "edges[:, 1]], dtype=np.float64)) / norm",
             "edges[:, 1]], dtype=np.float64)) / norm / 2",
         ),
-        components_are_forgotten=("stays = values > 1 - 1e-9", "stays = values >= values.max()"),
+        components_are_forgotten=("stays = values > 1 - 1e-9", "stays = np.arange(len(values)) == len(values) - 1"),
         zeros_count_as_distances=("np.maximum(others, 1)", "max(len(x) - 1, 1)"),
     )
     plant(
