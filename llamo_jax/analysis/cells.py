@@ -165,7 +165,9 @@ def compared(results: Sequence[Mapping[str, Any]], reference: str, metrics: Sequ
     return rows
 
 
-def sections(rows: Sequence[Mapping[str, Any]], reference: str, metrics: Mapping[str, str], text: str) -> list[Any]:
+def sections(
+    rows: Sequence[Mapping[str, Any]], reference: str, metrics: Mapping[str, str], text: str
+) -> list[pages.Section]:
     """Budgets, means and differences as tables; text: what prompts hide or show."""
     found = [pages.Section("What was trained", [_budgets(rows, text)])]
     for shown in SHOWN:
