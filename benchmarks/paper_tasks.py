@@ -31,7 +31,7 @@ from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from data_pipeline.records import read_records
 from data_pipeline.tasks import Columns
 from llamo_jax import runs
-from llamo_jax.evaluation.baselines import BASELINES, baseline_scores
+from llamo_jax.evaluation.baselines import BASELINES, baseline_scores, forests
 from llamo_jax.evaluation.run import evaluate, read_config
 
 REGRESSION = {"esol": "measured log solubility in mols per litre", "freesolv": "expt", "lipophilicity": "exp"}
@@ -172,6 +172,9 @@ def _questions(molecules: Sequence[str], split: str) -> Iterator[dict[str, Any]]
 def score_models(options: argparse.Namespace) -> None:
     """Evaluates each model on each task, and prints the tables; see `table`."""
     results: dict[str, dict[str, Any]] = {}
+    properties = [task for task in options.only if task in {*REGRESSION, *CLASSIFICATION, "qm9"}]
+    if properties:
+        forests()  # or a line that it is missing, before anything takes time
     for pair in options.model:
         model, _, checkpoint = pair.partition("=")
         for task in options.only:
@@ -183,7 +186,7 @@ def score_models(options: argparse.Namespace) -> None:
             config.decoding.max_new_tokens = {"names": 96, "descriptions": 128}.get(task, 12)
             metrics = evaluate(read_config(config), options.output / model / task)
             results.setdefault(task, {})[model] = metrics
-    for task in {*options.only} & {*REGRESSION, *CLASSIFICATION, "qm9"}:
+    for task in properties:
         train, test = (read_records(options.tasks / task, split) for split in ("train", "test"))
         test = test[: options.limit or None]  # the rows that the models answer
         for name, predict in BASELINES.items():

@@ -216,8 +216,9 @@ def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph
     n_edge = _counts([len(graph.bonds) for graph in graphs], num_slots, num_edges, "edges")
     n_motif = _counts([len(graph.motifs) for graph in graphs], num_slots, num_motifs, "motifs")
     offsets = np.cumsum([0, *(len(graph.atoms) for graph in graphs)])  # of each graph's first atom, and of the padding
-    # Padding edges connect the first padding atom with itself.
-    senders = np.full(num_edges, offsets[-1], np.int32)
+    # Padding edges connect padding atoms with themselves, one after the other: where all meet in one atom, a GPU adds
+    # their messages one by one.
+    senders = np.resize(np.arange(offsets[-1], num_atoms, dtype=np.int32), num_edges)
     receivers = senders.copy()
     nodes = np.zeros((num_atoms, shape.node_features), np.int32)
     edges = np.zeros((num_edges, shape.edge_features), np.int32)

@@ -76,7 +76,7 @@ def _mutants() -> list[Mutant]:
         slots_of_the_first_conversation=("molecule + len(graphs), -1)", "molecule, -1)"),
         positions_go_on=("= np.arange(length)", "= np.arange(start, end)"),
         edges_of_the_first_molecule=("graph.receivers + offset", "graph.receivers"),
-        padding_edges_meet_real_atoms=("np.full(num_edges, offsets[-1], np.int32)", "np.zeros(num_edges, np.int32)"),
+        padding_edges_meet_real_atoms=("np.arange(offsets[-1], num_atoms, dtype", "np.arange(num_atoms, dtype"),
         segments_are_one=("segments[index, start:end] = segment", "segments[index, start:end] = 1"),
     )
     plant(
@@ -198,10 +198,7 @@ def _mutants() -> list[Mutant]:
             "weight = jnp.ones_like(mask)[..., None].astype(x.dtype)",
         ),
         rms_norm_subtracts_the_mean=("jnp.mean(jnp.square(x32), axis=-1", "jnp.var(x32, axis=-1"),
-        normalisation_without_its_bias=(
-            "* self.scale[...] + self.bias[...]\n        return y, running",
-            "* self.scale[...]\n        return y, running",
-        ),
+        normalisation_without_its_bias=("* scale + bias, running", "* scale, running"),
     )
     plant(
         "llamo_jax/models/lora.py",
@@ -234,7 +231,7 @@ def _mutants() -> list[Mutant]:
     plant(
         "llamo_jax/models/graph_encoders/gin.py",
         f"{GOLDEN} -k layer",
-        eps_is_ignored=("(1 + self.eps[...]) * nodes", "nodes"),
+        eps_is_ignored=("(1 + self.eps[...].astype(nodes.dtype)) * nodes", "nodes"),
         messages_without_relu=("jax.nn.relu(sent + edges)", "(sent + edges)"),
     )
     plant(
@@ -255,11 +252,12 @@ def _mutants() -> list[Mutant]:
     )
     plant(
         "llamo_jax/models/projectors/parts.py",
-        f"{KINDS} -k its_own",
+        f"{KINDS} -k 'its_own or no_slot'",
         everybody_s_atoms_count=(
             "total = jraph.segment_sum(weights, ids, num_segments)",
             "total = jraph.segment_sum(weights, ids, num_segments).sum(0)",
         ),
+        padding_is_in_the_last_slot=("ids, len(slots))", "ids, len(slots) - 1)"),
     )
     plant(
         "llamo_jax/analysis/smoothing.py",

@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.records import Record
+from llamo_jax.config import ConfigError
 from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, yes_in
 
 FOREST = {"n_estimators": 200, "max_features": 1 / 3, "n_jobs": -1}
@@ -48,16 +49,26 @@ def constant(train: Sequence[Record], values: np.ndarray, test: Sequence[Record]
     return np.full(len(test), values.mean())
 
 
+def forests() -> tuple[Any, Any]:
+    """scikit-learn's random forests, of classes and of numbers; raises ConfigError where it is missing.
+
+    Ask for them before models answer, which takes hours.
+    """
+    try:
+        from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    except ImportError:
+        raise ConfigError('the random forest needs scikit-learn: pip install "llamo_jax[baselines]"') from None
+    return RandomForestClassifier, RandomForestRegressor
+
+
 def forest(train: Sequence[Record], values: np.ndarray, test: Sequence[Record]) -> np.ndarray:
     """A random forest on Morgan fingerprints, the mean of FOREST_SEEDS of them; needs scikit-learn ([baselines])."""
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-
+    classifier, regressor = forests()
     classes = set(np.unique(values)) <= {0.0, 1.0}
     x, unseen = fingerprints(train), fingerprints(test)
     answers = np.zeros(len(test))
     for seed in range(FOREST_SEEDS):
-        kind = RandomForestClassifier if classes else RandomForestRegressor
-        model = kind(random_state=seed, **FOREST).fit(x, values)
+        model = (classifier if classes else regressor)(random_state=seed, **FOREST).fit(x, values)
         # of a training set with one class alone, its only probability is that class's
         yes = list(model.classes_).index(1.0) if classes and 1.0 in model.classes_ else None
         if classes:

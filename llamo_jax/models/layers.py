@@ -150,7 +150,8 @@ class LayerNorm(nnx.Module):
         # the two-pass variance: E[x²] - E[x]² loses half the digits when the mean is large
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        scale, bias = (parameter[...].astype(x.dtype) for parameter in (self.scale, self.bias))
+        return centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
 
 
 class BatchNorm(nnx.Module):
@@ -173,7 +174,9 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "*batch width"], mask: Bool[Array, "*batch"], batch_statistics: bool
     ) -> tuple[Float[Array, "*batch width"], tuple[Float[Array, " width"], Float[Array, " width"]]]:
         """The normalised x and the running (mean, variance) after this batch."""
-        mean, var = self.mean[...], self.var[...]
+        mean, var, scale, bias = (
+            parameter[...].astype(x.dtype) for parameter in (self.mean, self.var, self.scale, self.bias)
+        )
         running = (mean, var)
         if batch_statistics:
             axes = tuple(range(x.ndim - 1))
@@ -188,8 +191,7 @@ class BatchNorm(nnx.Module):
             running = jax.lax.stop_gradient(
                 (running[0] + rate * (mean - running[0]), running[1] + rate * (unbiased - running[1]))
             )
-        y = (x - mean) * jax.lax.rsqrt(var + self.eps) * self.scale[...] + self.bias[...]
-        return y, running
+        return (x - mean) * jax.lax.rsqrt(var + self.eps) * scale + bias, running
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

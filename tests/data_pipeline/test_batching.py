@@ -109,6 +109,9 @@ def test_padding_touches_no_molecule():
         for ends in (atoms.senders[shard], atoms.receivers[shard]):
             assert ends[:real_edges].max() < real_atoms
             assert ends[real_edges:].min() >= real_atoms
+            # no padding atom has many more than others: what meets in one place is added one by one on a GPU
+            meeting = np.bincount(ends[real_edges:] - real_atoms, minlength=atoms.n_node[shard, used])
+            assert meeting.max() - meeting.min() <= 1
         assert atoms.n_node[shard].sum() == atoms.nodes.shape[1]
         assert motifs.n_node[shard].sum() == motifs.nodes.shape[1]
 

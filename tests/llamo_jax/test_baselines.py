@@ -1,10 +1,13 @@
 """Property questions answered by chance, a constant and a forest."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.records import Record
+from llamo_jax.config import ConfigError
 from llamo_jax.evaluation.baselines import BASELINES, baseline_scores, chance, constant, forest
 
 ALCOHOLS = ["C" * length + "O" for length in range(1, 13)]
@@ -46,6 +49,12 @@ def test_classes():
     # one class alone: nothing else is ever said
     only = baseline_scores(train[:3], test, forest, classes=True)
     assert only["yes_rate"] == 1
+
+
+def test_what_the_forest_needs_is_said_in_a_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(ConfigError, match=r"pip install .llamo_jax\[baselines\]"):
+        baseline_scores(numbers(1.0, "How long?"), numbers(1.0, "How long?"), forest, classes=False)
 
 
 def test_chance_draws_what_was_seen():

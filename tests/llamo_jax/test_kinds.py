@@ -23,7 +23,7 @@ from llamo_jax.models.flops import LinearFlops
 from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
 from llamo_jax.models.graph_encoders.gatv2 import GATv2Config
 from llamo_jax.models.lora import LoRAConfig
-from llamo_jax.models.projectors import PROJECTORS
+from llamo_jax.models.projectors import PROJECTORS, parts
 from llamo_jax.models.projectors.budget import TOLERANCE, count_parameters, matched
 from tests import helpers
 from tests.llamo_jax.test_training import small_run
@@ -139,6 +139,39 @@ def read_levels(kind, **changes):
     return [level for level in range(LEVELS) if jnp.abs(run(levels.at[level].mul(-2)) - before).max() > 1e-4]
 
 
+def test_padding_is_in_no_slot():
+    """What thousands of padding nodes have would be added up in one place, for nothing."""
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+    for graphs in (molecules.atoms, molecules.motifs):
+        counts = np.asarray(graphs.n_node[0])
+        slots = [slot for slot in range(len(SMILES)) for _ in range(counts[slot])]
+        padding = graphs.nodes.shape[1] - len(slots)
+        assert padding > 0
+        np.testing.assert_array_equal(parts.slot_ids(graphs)[0], slots + [len(counts)] * padding)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+@pytest.mark.parametrize("encoder", ["gin", "gatv2"])
+def test_the_graph_side_computes_in_float32(kind, encoder):
+    """Frozen weights may be stored in bfloat16; sums over neighbours and molecules would lose their digits in it."""
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+
+    @jax.jit
+    def encode(weights):
+        with jax.numpy_dtype_promotion("strict"):
+            levels = nnx.merge(graphdefs[0], weights[0])(molecules.atoms)
+            return levels, nnx.merge(graphdefs[1], weights[1])(levels, molecules)[0]
+
+    config = GRAPH_ENCODERS[encoder].of_width(WIDTH)
+    modules = config.build(rngs=nnx.Rngs(0)), of_kind(kind).build(WIDTH, LEVELS, OUT, rngs=nnx.Rngs(1))
+    graphdefs, weights = zip(*map(nnx.split, modules), strict=True)
+    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+    found, expected = encode(stored), encode(jax.tree.map(lambda x: x.astype(jnp.float32), stored))
+    for name, ours, theirs, tolerance in zip(("levels", "tokens"), found, expected, (1e-6, 0.02), strict=True):
+        assert ours.dtype == jnp.float32, name
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, err_msg=name)
+
+
 def test_kinds_read_the_levels_that_they_say():
     last, every = [LEVELS - 1], list(range(LEVELS))
     assert {kind: read_levels(kind) for kind in WITH_TOKENS} == {
@@ -204,7 +237,7 @@ def test_flops_are_those_of_the_compiled_program(kind):
     molecules = MoleculeGraphs.from_smiles(SMILES)
 
     def resized(graphs, nodes):
-        n_node = jnp.zeros((1, slots), jnp.int32).at[0, 0].set(nodes)
+        n_node = jnp.zeros((1, slots), jnp.int32).at[0, :2].set(jnp.array([nodes - 1, 1]))  # the last is padding
         return graphs._replace(nodes=jnp.zeros((1, nodes, graphs.nodes.shape[-1]), graphs.nodes.dtype), n_node=n_node)
 
     molecules = MoleculeGraphs(resized(molecules.atoms, atoms), resized(molecules.motifs, motifs))

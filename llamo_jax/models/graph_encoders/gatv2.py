@@ -152,7 +152,7 @@ class GATv2Layer(nnx.Module):
         message = sent[senders] + received[receivers] + jnp.pad(bonds, ((0, len(atoms)), (0, 0)))
         by_head = (-1, *self.attention.shape)
         hidden = jax.nn.leaky_relu(message, _NEGATIVE_SLOPE).reshape(by_head)
-        scores = jnp.einsum("ehf,hf->eh", hidden, self.attention[...])
+        scores = jnp.einsum("ehf,hf->eh", hidden, self.attention[...].astype(hidden.dtype))
         weights = jraph.segment_softmax(scores, receivers, len(atoms))
         values = sent[senders].reshape(by_head) * weights[..., None]
         return jraph.segment_sum(values, receivers, len(atoms)).reshape(sent.shape)

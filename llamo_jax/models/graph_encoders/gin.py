@@ -198,7 +198,7 @@ class GINLayer(nnx.Module):
         # Every bond is two directed edges, and its embedding goes along both ways. jraph sums what arrives by default.
         network = jraph.GraphNetwork(
             update_edge_fn=lambda edges, sent, received, _: jax.nn.relu(sent + edges),
-            update_node_fn=lambda nodes, sent, received, _: (1 + self.eps[...]) * nodes + received,
+            update_node_fn=lambda nodes, sent, received, _: (1 + self.eps[...].astype(nodes.dtype)) * nodes + received,
         )
         x = jax.vmap(network)(graphs._replace(edges=self.bond_embedding(graphs.edges))).nodes
         running: tuple = ()

@@ -16,14 +16,21 @@ from llamo_jax.models import layers
 class FeatureEmbedding(nnx.Module):
     """The sum of one embedding per categorical feature; all tables are one array, one after the other."""
 
-    # One table and one gather instead of nine: small gathers cost a launch each on accelerators.
+    # One table instead of nine: small operations cost a launch each on accelerators.
     def __init__(self, cardinalities: tuple[int, ...], width: int, *, rngs: nnx.Rngs, stack: int | None = None):
         init = layers.normal(stddev=width**-0.5)  # a sum of nine such rows stays of the order of one
         self.table = layers.parameter(init, (sum(cardinalities), width), (None, "graph"), rngs=rngs, stack=stack)
         self.offsets = tuple(int(offset) for offset in np.cumsum((0, *cardinalities[:-1])))
 
     def __call__(self, features: Int[Array, "*batch features"]) -> Float[Array, "*batch width"]:
-        return jnp.sum(self.table[...][features + np.array(self.offsets)], axis=-2)
+        """float32, whatever the table is stored as: so are all levels, as sums over neighbours and molecules need it.
+
+        A product with ones and zeros. Of a gather, the gradient would add all carbon atoms to one row, which a GPU
+        does one by one.
+        """
+        table = self.table[...].astype(jnp.float32)
+        ones = jax.nn.one_hot(features + np.array(self.offsets), len(table), dtype=table.dtype).sum(axis=-2)
+        return jnp.matmul(ones, table, precision=jax.lax.Precision.HIGHEST)
 
 
 @runtime_checkable
@@ -71,7 +78,7 @@ def run_layers(
         layer_state, is_last, key = inputs
         layer = nnx.merge(graphdef, layer_state)
         x, running = layer(atoms._replace(nodes=x), mask, is_last, batch_statistics, key)
-        # All padding edges meet in one atom: left alone, it grows a thousandfold per layer and overflows.
+        # Padding edges make padding atoms of each other: left alone, they would grow with every layer.
         x = jnp.where(mask[..., None], x, 0)
         return x, (x, running)
 

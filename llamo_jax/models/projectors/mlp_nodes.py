@@ -88,10 +88,10 @@ class MLPNodesProjector(nnx.Module):
         def pool(nodes: Array, ids: Array, counts: Array) -> tuple[Array, Array]:
             shown = shown_in(ids, counts, queries).astype(nodes.dtype)
             pooled = parts.segment_average(shown[..., None], nodes[:, None], ids, counts.shape[0])[:, :, 0]
-            return pooled, shown / jraph.segment_sum(shown, ids, counts.shape[0])[ids]
+            return pooled, shown / parts.of_segment(jraph.segment_sum(shown, ids, counts.shape[0]), ids, 1.0)
 
         pooled, shares = jax.vmap(pool)(levels[-1], ids, counts)  # S G Q F, or one that all tokens begin with
-        tokens = pooled + self.places[...]
+        tokens = pooled + self.places[...].astype(pooled.dtype)
         shares = jnp.broadcast_to(shares, (*ids.shape, self.config.num_queries))
         out = {"pre_norm": tokens, "atom_attention": shares}
         return parts.apply_mlp(self.mlp, self.norm(tokens)), out

@@ -138,7 +138,10 @@ class MultiLevelProjector(nnx.Module):
         """
         slots = molecules.atoms.n_node.shape[-1]
         atom_ids, motif_ids = parts.slot_ids(molecules.atoms), parts.slot_ids(molecules.motifs)
-        motif_queries, level_queries = self.motif_queries[...], self.level_queries[...]
+        # in the dtype of levels, whatever they are stored as
+        motif_queries, level_queries = (
+            queries[...].astype(levels.dtype) for queries in (self.motif_queries, self.level_queries)
+        )
         motifs = self.motif_embedding(molecules.motifs.nodes)
         # [None] and [0]: one set of motifs, where levels are several
         of_motifs = (motif_queries[None], motifs[None], motif_ids, slots)

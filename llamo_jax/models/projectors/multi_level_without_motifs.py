@@ -97,7 +97,7 @@ class LevelsProjector(nnx.Module):
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
         """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q F), the tokens before LayerNorm and MLP."""
         slots = molecules.atoms.n_node.shape[-1]
-        asked = (self.queries[...], levels, parts.slot_ids(molecules.atoms), slots)
+        asked = (self.queries[...].astype(levels.dtype), levels, parts.slot_ids(molecules.atoms), slots)
         found, weights = self.attention(*asked), self.attention.weights(*asked)  # L S G P F, L S N P
         counts = shared_out(self.config.num_queries, len(levels))
         tokens = jnp.concatenate([found[i, :, :, :count] for i, count in enumerate(counts)], axis=2)

@@ -82,7 +82,7 @@ class SegmentAttention(nnx.Module):
 
         def share(state: nnx.State, queries: Array, items: Array) -> Array:
             scores = nnx.merge(graphdef, state).scores(queries, items)
-            softmax = jax.vmap(jraph.segment_softmax, in_axes=(0, 0, None))(scores, segment_ids, num_segments)
+            softmax = jax.vmap(segment_softmax, in_axes=(0, 0, None))(scores, segment_ids, num_segments)
             return jnp.mean(softmax, axis=-1)
 
         return self._for_each(share, state, queries, items)
@@ -99,13 +99,26 @@ def segment_pool(
 ) -> Float[Array, "G P h f"]:
     """Values, averaged in each segment with softmax weights from the scores; zeros where a segment is empty.
 
-    `jraph.segment_softmax` would do, but its gradient also goes through the maximum, and dividing every item's weight
-    costs another gather; so the division comes last here.
+    `segment_softmax` would do, but dividing every item's weight costs another gather; so the division comes last here.
     """
-    # the softmax does not change when all scores of a segment shift; without the largest, exp cannot overflow. Empty
-    # segments have -inf here, which nobody gathers.
+    return segment_average(_exponentials(scores, ids, num_segments), values, ids, num_segments)
+
+
+def segment_softmax(scores: Float[Array, "N P h"], ids: Int[Array, " N"], num_segments: int) -> Float[Array, "N P h"]:
+    """Each item's share of its segment; of items outside of all segments, any finite number."""
+    weights = _exponentials(scores, ids, num_segments)
+    return weights / of_segment(jraph.segment_sum(weights, ids, num_segments), ids, 1.0)
+
+
+def _exponentials(scores: Float[Array, "N P h"], ids: Int[Array, " N"], num_segments: int) -> Float[Array, "N P h"]:
+    # the softmax does not change when all scores of a segment shift; without the largest, exp cannot overflow
     largest = jax.lax.stop_gradient(jraph.segment_max(scores, ids, num_segments))
-    return segment_average(jnp.exp(scores - largest[ids]), values, ids, num_segments)
+    return jnp.exp(scores - of_segment(largest, ids, jnp.inf))
+
+
+def of_segment(x: Array, ids: Int[Array, " N"], outside: float) -> Array:
+    """The row of x of every item's segment; `outside` for items outside of all segments, which get no gradient."""
+    return x.at[ids].get(mode="fill", fill_value=outside)
 
 
 def segment_average(
@@ -121,10 +134,15 @@ def segment_average(
 
 
 def slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:
-    """Which molecule slot each node belongs to; padding nodes belong to the padding slot."""
+    """Which molecule slot each node belongs to; padding nodes have G, the number behind the last: sums leave them out.
+
+    Thousands of them in one slot would be added one by one on a GPU, as jaxlib 0.10.2 adds to one place
+    (openxla/xla#46225): a step of stage 2 around SmolLM2 took 3.5 s on an H100.
+    """
     # total_repeat_length: jit needs a static length; n_node adds up to it, since padding has a slot of its own
     slots = jnp.arange(graphs.n_node.shape[-1])
-    return jax.vmap(lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1]))(graphs.n_node)
+    ids = jax.vmap(lambda counts: jnp.repeat(slots, counts, total_repeat_length=graphs.nodes.shape[1]))(graphs.n_node)
+    return jnp.where(jax.vmap(jraph.get_node_padding_mask)(graphs), ids, len(slots))
 
 
 def heads(x: Float[Array, "*batch width"], num_heads: int) -> Float[Array, "*batch h f"]:

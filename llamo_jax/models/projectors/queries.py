@@ -101,7 +101,8 @@ class QueryProjector(nnx.Module):
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
         """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q F), the tokens before LayerNorm and MLP."""
         # [None] and [0]: one attention, where multi_level has one for each level
-        asked = (self.queries[...][None], self.items(levels)[None], parts.slot_ids(molecules.atoms))
+        queries = self.queries[...].astype(levels.dtype)
+        asked = (queries[None], self.items(levels)[None], parts.slot_ids(molecules.atoms))
         slots = molecules.atoms.n_node.shape[-1]
         tokens = self.attention(*asked, slots)[0]
         out = {"pre_norm": tokens, "atom_attention": self.attention.weights(*asked, slots)[0]}

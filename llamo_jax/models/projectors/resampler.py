@@ -4,7 +4,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import jraph
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
@@ -92,7 +91,7 @@ class ResamplerProjector(nnx.Module):
     ) -> tuple[Float[Array, "S G Q D"], dict[str, Any]]:
         """Graph tokens of every molecule slot, and `out["pre_norm"]` (S G Q width), the queries after the layers."""
         ids, slots = parts.slot_ids(molecules.atoms), molecules.atoms.n_node.shape[-1]
-        tokens = self.queries[...][None, None]
+        tokens = self.queries[...].astype(levels.dtype)[None, None]
         for layer in self.layers:
             tokens, shares = layer(tokens, levels[-1], ids, slots)
         return self.out(self.norm(tokens)), {"pre_norm": tokens, "atom_attention": shares}  # of the last layer
@@ -150,8 +149,8 @@ class QueryAttention(nnx.Module):
         k, v = (parts.heads(linear(nodes), self.num_heads) for linear in (self.key, self.value))  # S N h f
 
         def pool(q: Array, k: Array, v: Array, ids: Array) -> tuple[Array, Array]:
-            scores = jnp.einsum("nhf,nqhf->nqh", k, q[ids]) * q.shape[-1] ** -0.5
-            shares = jraph.segment_softmax(scores, ids, q.shape[0]).mean(axis=-1)
+            scores = jnp.einsum("nhf,nqhf->nqh", k, parts.of_segment(q, ids, 0.0)) * q.shape[-1] ** -0.5
+            shares = parts.segment_softmax(scores, ids, q.shape[0]).mean(axis=-1)
             return parts.segment_pool(scores, v, ids, q.shape[0]), shares
 
         pooled, shares = jax.vmap(pool)(q, k, v, ids)

@@ -22,7 +22,7 @@ class WeightedMeanProjector(QueryProjector):
 
     def items(self, levels: Float[Array, "L S N F"]) -> Float[Array, "S N F"]:
         """See QueryProjector."""
-        return jnp.einsum("l,lsnf->snf", jax.nn.softmax(self.level_logits[...]), levels)
+        return jnp.einsum("l,lsnf->snf", jax.nn.softmax(self.level_logits[...].astype(levels.dtype)), levels)
 
 
 @PROJECTORS.register
