@@ -55,11 +55,14 @@ class LLaMo(nnx.Module):
         shards = graph_tokens.shape[0]
         # rows of a shard lie together, so [B, T] is [S, B/S · T]
         slot, query = (x.reshape(shards, -1) for x in (batch.molecule_slot, batch.molecule_query))
-        # each shard looks into its own molecules alone: no communication;
         # text looks behind the last molecule, where there is nothing and no gradient goes to
         slot = jnp.where(slot < 0, graph_tokens.shape[1], slot)
-        take = lambda tokens, slot, query: tokens.at[slot, query].get(mode="fill", fill_value=0)  # noqa: E731
-        graphs = jax.vmap(take)(graph_tokens, slot, query)
+
+        def of_shard(tokens: Array, slot: Array, query: Array) -> Array:
+            return tokens.at[slot, query].get(mode="fill", fill_value=0)
+
+        # each shard looks into its own molecules alone: no communication
+        graphs = jax.vmap(of_shard)(graph_tokens, slot, query)
         return jnp.where((batch.molecule_slot >= 0)[..., None], graphs.reshape(text.shape).astype(text.dtype), text)
 
     def hidden_states(

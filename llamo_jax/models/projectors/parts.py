@@ -105,7 +105,7 @@ def segment_pool(
 
 
 def segment_softmax(scores: Float[Array, "N P h"], ids: Int[Array, " N"], num_segments: int) -> Float[Array, "N P h"]:
-    """Each item's share of its segment; of items outside of all segments, any finite number."""
+    """Each item's share of its segment; zero for items outside of all segments, of which jraph's makes NaN."""
     weights = _exponentials(scores, ids, num_segments)
     return weights / of_segment(jraph.segment_sum(weights, ids, num_segments), ids, 1.0)
 
@@ -137,7 +137,7 @@ def slot_ids(graphs: jraph.GraphsTuple) -> Int[Array, "S N"]:
     """Which molecule slot each node belongs to; padding nodes have G, the number behind the last: sums leave them out.
 
     Thousands of them in one slot would be added one by one on a GPU, as jaxlib 0.10.2 adds to one place
-    (openxla/xla#46225): a step of stage 2 around SmolLM2 took 3.5 s on an H100.
+    (openxla/xla#46225): docs/results.md, "On an H100".
     """
     # total_repeat_length: jit needs a static length; n_node adds up to it, since padding has a slot of its own
     slots = jnp.arange(graphs.n_node.shape[-1])
