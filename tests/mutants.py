@@ -371,13 +371,13 @@ def _mutants() -> list[Mutant]:
         auc_upside_down=("rankdata(scores)", "rankdata(-np.array(scores))"),
     )
     plant(
-        "llamo_jax/evaluation/claims.py",
+        "data_pipeline/claims.py",
         f"{EVALUATION} -k 'denied or claims'",
         only_no_denies=("without|lacks?|lacking|free of|devoid of", "without"),
         denials_are_claims=("return self._occurrences(kind, name)[0] == 0", "return True"),
     )
     plant(
-        "llamo_jax/evaluation/claims.py",
+        "data_pipeline/claims.py",
         "tests/llamo_jax/test_claims.py",
         what_was_replaced_is_there=("for unsaid in (_ELSEWHERE, _REPLACED, _OF_A_PART)", "for unsaid in (_ELSEWHERE,)"),
         hydrogenated_rings_are_of_no_class=(

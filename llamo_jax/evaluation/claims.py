@@ -1,348 +1,18 @@
-"""What a description claims about its molecule, checked with RDKit: functional groups, rings, elements and counts.
+"""How much of what descriptions claim about their molecules is true (data_pipeline.claims), as scores."""
 
-Only statements about what the molecule has are read. What it was made from or derives from ("obtained by the formal
-condensation of the carboxy group of …", "the conjugate base of …") is left out up to the sentence's end, what was
-replaced ("in which the hydroxy group is replaced by …") up to what is there instead, and so is whatever has no name in
-data_pipeline.functional_groups. tests/llamo_jax/test_claims.py holds the verdicts against those of a reader.
-"""
-
-import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from rdkit import Chem
 
-from data_pipeline.describe import Facts, facts_of
-from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring, has_ring_of_class
-from data_pipeline.guard import tried
-from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.claims import CLAIMABLE, KINDS, Claim, Molecule, check, claims_in
+from data_pipeline.claims import shown as _shown
+from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.progress import watched
 from llamo_jax.evaluation import intervals
 
-GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
-_CLAIMABLE = (GROUP, RING, ELEMENT)
-
-
-class Claim(NamedTuple):
-    """One statement: that something is there (number None), not there (number 0), or there so many times.
-
-    kind: one of KINDS; a count of groups, rings or atoms has the kind "count", as have formula, charge and the like.
-    words: how the text says it.
-    """
-
-    kind: str
-    name: str
-    number: int | str | None
-    words: str
-
-
-_CARBONYL = ("ketone", "aldehyde", "amide", "ester", "imide", "urea", "carbamate", "thioester", "acyl halide",
-             "acid anhydride", "carbonate", "hydrazide", "hydroxamic acid")  # fmt: skip
-_SYNONYMS: dict[str, tuple[str, ...]] = {
-    "hydroxy": ("alcohol", "phenol", "enol", "hemiacetal", "hydroxamic acid", "oxime"),
-    "methoxy": ("ether", "ester", "acetal", "carbamate", "carbonate"),
-    "lactam": ("amide", "imide", "urea", "carbamate"),
-    "lactone": ("ester",),
-    "oxo": _CARBONYL,
-    "carbonyl": (*_CARBONYL, "carboxylic acid", "carboxylate"),
-    "carboxy": ("carboxylic acid", "carboxylate"),
-    "amine": ("primary amine", "secondary amine", "tertiary amine"),
-    "amino": ("primary amine", "secondary amine", "tertiary amine", "ammonium"),
-}
-"""Names of texts that stand for one of several groups, or cover them."""
-_SPELLINGS = {"hydroxyl": "hydroxy", "carboxyl": "carboxy", "cyano": "nitrile",
-              "cyanide": "nitrile", "acid halide": "acyl halide", "carboxamide": "amide", "sulfide": "thioether",
-              "epoxy": "epoxide", "primary amino": "primary amine", "secondary amino": "secondary amine",
-              "tertiary amino": "tertiary amine"}  # fmt: skip
-_WIDER = {
-    "hydroxy": "[OX2H1;$(O[#6;!$(C=O)]),$(O[#7])]",
-    "methoxy": "[OX2][CH3]",
-    "oxo": "[#6;!$([#6](=O)[OX2H1,OX1-])]=[OX1]",
-    "carbonyl": "[#6]=[OX1]",
-    "lactone": "[#6;R](=[OX1])[#8;R]",
-    "lactam": "[#6;R](=[OX1])[#7;R]",
-    # to a reader, what RDKit calls aromatic is a group too: the ketone of a chromone
-    "ketone": "[#6][#6X3](=[OX1])[#6]",
-    "amide": "[$([CX3H1]),$([#6X3][#6])](=[OX1])[#7X3]",
-    "imide": "[#6](=[OX1])[#7X3][#6](=[OX1])",
-    "urea": "[#7][#6X3](=[OX1])[#7]",
-    "carbamate": "[#7][#6X3](=[OX1])[#8]",
-    "carbonate": "[#8][#6X3](=[OX1])[#8]",
-    # and texts name the kind: a carbamate ester, a phosphate monoester, a silyl ether, an iminium salt
-    "ester": "[#6X3,PX4,SX4,$([NX3](=O)=O),$([NX3+](=O)[O-]),BX3](~[OX1])[#8X2][#6;!$([CX3]=[O,S,N])]",
-    "ether": "[OX2;!r3;!$(O[#6]=[O,S])]([#6,#7,#14])[#6,#14]",
-    "acetal": "[OX2][CX4][OX2]",
-    "acid anhydride": "[#6,P,S](=[OX1])[OX2][#6,P,S]=[OX1]",
-    "ammonium": "[#7+;!$([#7]~[OX1])]",
-}
-"""SMARTS of what texts mean by a name where that is no sum of groups, or wider than the group of that name."""
-
-_ELEMENTS = {
-    Chem.GetPeriodicTable().GetElementName(number).lower(): Chem.GetPeriodicTable().GetElementSymbol(number)
-    for number in range(3, 104)
-    if number not in (82,)  # "lead" is mostly a verb
-}
-_ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
-
-_NUMBERS = {"no": 0, "zero": 0, "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
-            "seven": 7, "eight": 8, "nine": 9, "ten": 10}  # fmt: skip
-_NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(_NUMBERS) + r")"
-_PREFIXES = {"mono": 1, "di": 2, "tri": 3, "tetra": 4, "penta": 5, "hexa": 6}
-_PREFIXED = ("carboxylic acid", "hydroxy", "amino", "methoxy", "nitro", "fluoro", "chloro", "bromo", "iodo", "ester",
-             "ketone", "aldehyde", "amide", "nitrile")  # fmt: skip
-"""What may follow such a prefix; of others it says something else (a disulfide, a diphosphate)."""
-_LOCANT = r"(?:\d+'*(?:alpha|beta)?|alpha|beta|gamma|delta|omega|\(omega-\d\)|[CNOS])(?:,\d+'*)*-"
-
-_ELSEWHERE = re.compile(
-    r"\b(?:obtained|derive[sd]?|deriving|derivative of|result(?:s|ing)|formed|prepared|conjugate (?:base|acid)|formal"
-    r"|functional parent|tautomer|enantiomer|transferred|deprotonation|protonation|deuterated|used|inhibit\w*"
-    r"|hydrolysis|arising|metaboli[sz]\w*|synthes\w+|react\w*|role|found|isolated|rather than)\b.*?(?=\.\s|\.$|$)",
-    re.IGNORECASE | re.DOTALL,
-)
-_CLAUSE = r"\b(?:in which|wherein|where|whose|of which)\b"
-_REPLACED = re.compile(
-    rf"{_CLAUSE}(?:(?!{_CLAUSE})[^.;])*?\b(?:replaced|substituted|converted|hydroly[sz]ed|acetylated|methylated"
-    r"|oxidi[sz]ed|reduced|removed|undergone|lost)\b(?: (?:by|with|into|to))?",
-    re.IGNORECASE,
-)
-_OF_A_PART = re.compile(
-    r"\b(?:acyl|alkyl|alkenyl|side) (?:group|chain|residue)s? (?:ha(?:s|ve)|having|with|of|contain\w*)\b[^.;,]*",
-    re.IGNORECASE,
-)
-"""What a part has ("the acyl group has 21 carbons") is no statement on the whole."""
-_OF_THE_PARENT = re.compile(r"\b(?:of|from|on) (?:the|both|each|one)(?: \w+)? $", re.IGNORECASE)
-_TURN = (
-    r"\b(?:but|however|yet|although|though|while|whereas|instead|is|are|has|have|having|with|contain(?:s|ing)?"
-    r"|bear(?:s|ing)?|includ(?:es?|ing)|features?|carr(?:y|ies|ying)|possess(?:es|ing)?)\b"
-)
-"""Words after which a negation is over."""
-_REACH = rf"(?:(?!{_TURN})[^.,;:])*"
-_NEGATION = re.compile(
-    # a list goes on with bare names after "no", and with articles too after "lacks"
-    r"(?:\b(?:no|not(?! only)(?:\s+(?:have|contain|bear|include|possess|feature|carry|show))?|neither|nor)\b"
-    rf"{_REACH}(?:,(?!\s*(?:(?:and|or|nor)\s+)?(?:an?|the|\d+)\b){_REACH})*"
-    rf"|\b(?:without|lacks?|lacking|free of|devoid of)\b{_REACH}(?:,{_REACH})*)$",
-    re.IGNORECASE,
-)
-_BEFORE = 200
-"""Characters before a name in which its negation is looked for: a text without a full stop may be long."""
-
-
-def claims_in(text: str) -> list[Claim]:
-    """The claims of a text, each once.
-
-    >>> [(claim.name, claim.number) for claim in claims_in("It has 2 ester groups and no ketone.")]
-    [('group:ester', 2), ('ketone', 0)]
-    """
-    for unsaid in (_ELSEWHERE, _REPLACED, _OF_A_PART):
-        text = unsaid.sub(" ", text)
-    text = re.sub(r"\bbis\((\w+)\)", r"2 \1", text)
-    claims = [*_named(text), *_counted(text)]
-    return list(dict.fromkeys(claims))
-
-
-def _named(text: str) -> Iterable[Claim]:
-    for kind, pattern in _name_patterns().items():
-        for match in pattern.finditer(text):
-            name = _meant(kind, match, text)
-            if name is None:
-                continue
-            count = _count(match)
-            before = text[max(0, match.start() - _BEFORE) : match.start()]
-            if kind == GROUP and _OF_THE_PARENT.search(before):
-                continue
-            if count is None and _NEGATION.search(before.rpartition(".")[2]):
-                count = 0
-            if count:
-                yield Claim(COUNT, f"{kind}:{name}", count, match.group())
-            else:
-                yield Claim(kind, name, count, match.group())
-
-
-def _meant(kind: str, match: re.Match[str], text: str) -> str | None:
-    """The name that a match stands for; None if what follows makes it something else (an enol ether is no enol)."""
-    name = (match["name"] or match["prefixed"]).lower()
-    name = _SPELLINGS.get(name, name)
-    after = text[match.end() : match.end() + 20].lower()
-    if name == "carboxylic acid":
-        if re.match(r" (?:di|tri|tetra)?anion", after):
-            return "carboxylate"
-        return None if re.match(r" (?:(?:mono|di|tri)?(?:ester|amide)|monoanion)|s? and o-subst", after) else name
-    if after.startswith(_OTHERWISE.get(kind if kind == RING else name, "\n")):
-        return None
-    is_class = kind == RING and match.group().lower().endswith("s") and not _count(match) and name != "aromatic ring"
-    return f"{name}s" if is_class and match.group().lower().endswith(f"{name}s") else name
-
-
-_OTHERWISE = {"enol": " ether", "nitrile": " oxide", "hydroxy": " radical", "thiol": " ester", RING: " alkaloid"}
-
-
-def _count(match: re.Match[str]) -> int | None:
-    if match.groupdict().get("prefix"):
-        return _PREFIXES[match["prefix"].lower()]
-    return _number(match["number"]) if match["number"] else None
-
-
-_COUNTED = {
-    "hydrogen-bond donors": rf"{_NUMBER} (?:hydrogen[- ]bond|H-bond) donors?",
-    "hydrogen-bond acceptors": rf"{_NUMBER} (?:(?:hydrogen[- ]bond|H-bond) )?acceptors?",
-    "stereocentres": rf"{_NUMBER} (?:stereocent(?:re|er)s?|chiral cent(?:re|er)s?)",
-    "rings": rf"{_NUMBER} rings?\b",
-    "functional groups": r"(?P<number>no) functional groups?",
-    "charge": r"\bcharge of (?P<number>[-+\u2212]?\d+)",
-}
-"""Other facts of data_pipeline.describe.Facts and how texts count them."""
-
-# after "is" with a digit only: "is ATP" is a name
-_FORMULA = re.compile(r"\b(?:formula (?:of )?|is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
-_STATED = {
-    r"\bis acyclic\b": (RING, "ring", 0),
-    r"\bis aromatic\b": (RING, "aromatic ring", None),
-    r"\bis not aromatic\b": (RING, "aromatic ring", 0),
-    r"\bis neutral\b|\bno net charge\b": (COUNT, "charge", 0),
-}
-
-
-def _counted(text: str) -> Iterable[Claim]:
-    for name, pattern in _COUNTED.items():
-        for match in re.finditer(pattern, text, re.IGNORECASE):
-            yield Claim(COUNT, name, _number(match["number"]), match.group())
-    for pattern, (kind, name, count) in _STATED.items():
-        for match in re.finditer(pattern, text, re.IGNORECASE):
-            yield Claim(kind, name, count, match.group())
-    for match in _FORMULA.finditer(text):
-        yield Claim(COUNT, "formula", match.group(1), match.group())
-
-
-def _number(word: str) -> int:
-    return _NUMBERS[word.lower()] if word.lower() in _NUMBERS else int(word.replace("\u2212", "-")[:9])
-
-
-@functools.cache
-def _name_patterns() -> dict[str, re.Pattern[str]]:
-    """Kind → a pattern of its names, longest first: "quaternary ammonium" must not be read as "ammonium"."""
-
-    def listed(names: Iterable[str]) -> str:
-        return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-
-    def pattern(names: str, after: str) -> re.Pattern[str]:
-        number = rf"(?:\b{_NUMBER} )?(?<![\w-])(?:{_LOCANT})?"
-        return re.compile(rf"{number}(?:{names})(?:s|es)?(?:{after})(?![\w-])", re.IGNORECASE)
-
-    prefixed = listed([*_PREFIXED, *(name for name, meant in _SPELLINGS.items() if meant in _PREFIXED)])
-    groups = listed([*FUNCTIONAL_GROUPS, *_SYNONYMS, *_SPELLINGS, *_WIDER])
-    return {
-        GROUP: pattern(
-            rf"(?P<name>{groups})|(?P<prefix>{'|'.join(_PREFIXES)})(?P<prefixed>{prefixed})",
-            # "amino acid" and the like name a class, whatever its nitrogen has become
-            r"(?<!\bamino)(?: (?:functional )?groups?)?|(?<=\bamino)(?: (?:groups?|compounds?)|(?=,| and\b| or\b))",
-        ),
-        RING: pattern(rf"(?P<name>{listed(RING_SYSTEMS)})", r"(?: (?:ring|nucleus|moiety|core)s?)?"),
-        ELEMENT: pattern(rf"(?:organo)?(?P<name>{listed(_ELEMENTS)})", r"(?: atoms?)?"),
-    }
-
-
-class Molecule:
-    """A molecule against which claims are checked; raises InvalidMoleculeError."""
-
-    def __init__(self, smiles: str):
-        self._mol, self.facts = tried(_mol_and_facts, smiles)
-
-    def has(self, claim: Claim) -> bool:
-        """Whether a claim is true."""
-        kind, _, name = claim.name.partition(":") if claim.kind == COUNT else (claim.kind, "", claim.name)
-        if name and claim.number is None:
-            return any(self._occurrences(kind, name))
-        if name and claim.number == 0:
-            return self._occurrences(kind, name)[0] == 0
-        if name:
-            return claim.number in self._occurrences(kind, name)
-        facts = self.facts
-        return (
-            claim.number
-            == {
-                "hydrogen-bond donors": facts.donors,
-                "hydrogen-bond acceptors": facts.acceptors,
-                "stereocentres": facts.stereocentres,
-                "rings": self._mol.GetRingInfo().NumRings(),
-                "functional groups": len(facts.groups),
-                "charge": facts.charge,
-                "formula": facts.formula,
-            }[claim.name]
-        )
-
-    def claimable(self, kind: str) -> set[str]:
-        """What of a kind (group, ring or element) there is to be named; carbon and hydrogen need not be."""
-        if kind == GROUP:
-            return set(self.facts.groups)
-        if kind == RING:
-            return {phrase.removesuffix(" ring") for phrase in self.facts.rings} & set(RING_SYSTEMS)
-        symbols = set(self.facts.elements) - {"C"}
-        return {name for name, symbol in _ELEMENTS.items() if symbol in symbols and name not in ("sulphur", "cesium")}
-
-    def _occurrences(self, kind: str, name: str) -> tuple[int, ...]:
-        """How many there are, by the narrowest meaning of the name first."""
-        if kind == GROUP:
-            strict = [self.facts.groups.get(name, 0)] if name in FUNCTIONAL_GROUPS else []
-            if name in _WIDER:
-                return (*strict, len(self._mol.GetSubstructMatches(_wider(name))))
-            return (sum(self.facts.groups.get(group, 0) for group in _SYNONYMS.get(name, (name,))),)
-        if kind == ELEMENT:
-            return (self.facts.elements.get(_ELEMENTS[name], 0),)
-        if name == "ring":
-            return (self._mol.GetRingInfo().NumRings(),)
-        if name == "aromatic ring":
-            return (int(self.facts.aromatic),)
-        if name not in RING_SYSTEMS:
-            return (has_ring_of_class(self._mol, name.removesuffix("s")),)
-        # of a ring, texts count every occurrence, in larger systems too, or systems ("2 benzene rings")
-        return (has_ring(self._mol, name), self.facts.rings.count(f"{name} ring"))
-
-
-@functools.cache
-def _wider(name: str) -> Chem.Mol:
-    return Chem.MolFromSmarts(_WIDER[name])
-
-
-def _mol_and_facts(smiles: str) -> tuple[Chem.Mol, Facts]:
-    mol = parse_smiles(smiles)
-    return mol, facts_of(mol)
-
-
-class Checked(NamedTuple):
-    """A description's claims: the true ones and the false ones; and what it could have named, and has, by kind."""
-
-    true: list[Claim]
-    false: list[Claim]
-    there: dict[str, set[str]]
-    named: dict[str, set[str]]
-
-
-def check(description: str, smiles: str) -> Checked:
-    """The claims of one description; raises InvalidMoleculeError."""
-    molecule = Molecule(smiles)
-    claims = claims_in(description)
-    true = [claim for claim in claims if molecule.has(claim)]
-    there = {kind: molecule.claimable(kind) for kind in _CLAIMABLE}
-    affirmed = {(claim.kind, name) for claim in claims if claim.number != 0 for name in _names(claim)}
-    affirmed |= {
-        (kind, name)
-        for claim in claims
-        if claim.kind == COUNT and claim.number
-        for kind, _, name in [claim.name.partition(":")]
-    }
-    named = {kind: {name for name in there[kind] if (kind, name) in affirmed} for kind in there}
-    return Checked(true, [claim for claim in claims if claim not in true], there, named)
-
-
-def _names(claim: Claim) -> tuple[str, ...]:
-    """What of the vocabulary a claim names: a class of rings its ring, a wide name the groups that it covers."""
-    if claim.kind == RING and claim.name not in RING_SYSTEMS:
-        return (claim.name.removesuffix("s"),)
-    return _SYNONYMS.get(claim.name, (claim.name,))
+__all__ = ["KINDS", "Claim", "Molecule", "check", "checked_rows", "claims_in", "hallucination_scores"]
 
 
 def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> dict[str, Any]:
@@ -351,10 +21,13 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
     precision (true claims / claims) and false_claims, of all kinds and by kind; recall, by kind, of the functional
     groups, named ring systems and elements other than carbon; most_common_false lists what is claimed wrongly.
     Molecules that RDKit refuses are left out and counted. What cannot be computed is None.
+
+    >>> hallucination_scores(["It has a ketone and 2 ester groups."], ["CC(C)=O"])["precision"]
+    0.5
     """
     rows = len(smiles)
     true, false = (np.zeros((rows, len(KINDS))) for _ in range(2))
-    there, named = (np.zeros((rows, len(_CLAIMABLE))) for _ in range(2))
+    there, named = (np.zeros((rows, len(CLAIMABLE))) for _ in range(2))
     wrong: Counter[str] = Counter()
     invalid = 0
     pairs = zip(descriptions, smiles, strict=True)
@@ -368,20 +41,20 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
             for claim in claims:
                 counts[row, KINDS.index(claim.kind)] += 1
         wrong.update(_shown(claim) for claim in checked.false)
-        for column, kind in enumerate(_CLAIMABLE):
+        for column, kind in enumerate(CLAIMABLE):
             there[row, column], named[row, column] = len(checked.there[kind]), len(checked.named[kind])
     made = true + false
     statistics = {
         "precision": intervals.ratio(true.sum(1), made.sum(1)),
         "recall": intervals.ratio(named.sum(1), there.sum(1)),
         **{f"by_kind.{kind}.precision": intervals.ratio(true[:, i], made[:, i]) for i, kind in enumerate(KINDS)},
-        **{f"by_kind.{kind}.recall": intervals.ratio(named[:, i], there[:, i]) for i, kind in enumerate(_CLAIMABLE)},
+        **{f"by_kind.{kind}.recall": intervals.ratio(named[:, i], there[:, i]) for i, kind in enumerate(CLAIMABLE)},
     }
     by_kind: dict[str, dict[str, float | int | None]] = {
         kind: {"precision": _share(true[:, i], made[:, i]), "claims": int(made[:, i].sum())}
         for i, kind in enumerate(KINDS)
     }
-    for i, kind in enumerate(_CLAIMABLE):
+    for i, kind in enumerate(CLAIMABLE):
         by_kind[kind]["recall"] = _share(named[:, i], there[:, i])
     return {
         "precision": _share(true, made),
@@ -393,11 +66,6 @@ def hallucination_scores(descriptions: Sequence[str], smiles: Sequence[str]) -> 
         "invalid_molecules": invalid,
         "intervals": intervals.intervals(rows, statistics),
     }
-
-
-def _shown(claim: Claim) -> str:
-    name = claim.name.partition(":")[2] or claim.name
-    return f"no {name}" if claim.number == 0 else name if claim.number is None else f"{claim.number} {name}"
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float | None:
