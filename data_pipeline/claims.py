@@ -1,4 +1,4 @@
-"""What a description claims about its molecule, checked with RDKit: functional groups, rings, elements and counts.
+"""What a text claims about its molecule, checked with RDKit: groups, rings, elements, counts, charge, mass, stereo.
 
 Only statements about what the molecule has are read. What it was made from or derives from ("obtained by the formal
 condensation of the carboxy group of …", "the conjugate base of …") is left out up to the sentence's end, what was
@@ -9,9 +9,10 @@ data_pipeline.functional_groups. tests/llamo_jax/test_claims.py holds the verdic
 import functools
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rdkit import Chem
+from rdkit.Chem import rdCIPLabeler, rdMolDescriptors
 
 from data_pipeline.describe import Facts, facts_of
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring, has_ring_of_class
@@ -26,6 +27,7 @@ class Claim(NamedTuple):
     """One statement: that something is there (number None), not there (number 0), or there so many times.
 
     kind: one of KINDS; a count of groups, rings or atoms has the kind "count", as have formula, charge and the like.
+    number: of a measured quantity (a mass) as the text writes it, whose last digit tells how exact it is meant.
     words: how the text says it.
     """
 
@@ -83,9 +85,9 @@ _ELEMENTS = {
 }
 _ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
 
-_NUMBERS = {"no": 0, "zero": 0, "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
+_NUMBERS = {"no": 0, "none": 0, "zero": 0, "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
             "seven": 7, "eight": 8, "nine": 9, "ten": 10}  # fmt: skip
-_NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(_NUMBERS) + r")"
+_NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(sorted(_NUMBERS, key=len, reverse=True)) + r")"
 _PREFIXES = {"mono": 1, "di": 2, "tri": 3, "tetra": 4, "penta": 5, "hexa": 6}
 _PREFIXED = ("carboxylic acid", "hydroxy", "amino", "methoxy", "nitro", "fluoro", "chloro", "bromo", "iodo", "ester",
              "ketone", "aldehyde", "amide", "nitrile")  # fmt: skip
@@ -182,23 +184,45 @@ def _count(match: re.Match[str]) -> int | None:
     return _number(match["number"]) if match["number"] else None
 
 
+_STEREOCENTRE = r"(?:stereo(?:genic )?|chiral )cent(?:re|er)s?"
 _COUNTED = {
     "hydrogen-bond donors": rf"{_NUMBER} (?:hydrogen[- ]bond|H-bond) donors?",
     "hydrogen-bond acceptors": rf"{_NUMBER} (?:(?:hydrogen[- ]bond|H-bond) )?acceptors?",
-    "stereocentres": rf"{_NUMBER} (?:stereocent(?:re|er)s?|chiral cent(?:re|er)s?)",
+    "stereocentres": rf"{_NUMBER} {_STEREOCENTRE}",
+    "R stereocentres": rf"{_NUMBER} \(?R\)?(?:-configured)? {_STEREOCENTRE}",
+    "S stereocentres": rf"{_NUMBER} \(?S\)?(?:-configured)? {_STEREOCENTRE}",
+    "E double bonds": rf"{_NUMBER} \(?E\)?(?:-configured)? double bonds?",
+    "Z double bonds": rf"{_NUMBER} \(?Z\)?(?:-configured)? double bonds?",
     "rings": rf"{_NUMBER} rings?\b",
+    "aromatic rings": rf"{_NUMBER} aromatic rings?\b",
+    "rotatable bonds": rf"{_NUMBER} rotatable bonds?",
+    "heavy atoms": rf"{_NUMBER} (?:heavy|non-hydrogen) atoms?",
+    "Lipinski violations": r"\bviolates (?P<number>none|\d+|one|two|three|four) of Lipinski",
     "functional groups": r"(?P<number>no) functional groups?",
-    "charge": r"\bcharge of (?P<number>[-+\u2212]?\d+)",
+    "charge": r"\bcharge (?:of|is) (?P<number>[-+\u2212]?\d+|zero)\b",
 }
-"""Other facts of data_pipeline.describe.Facts and how texts count them."""
+"""Other facts of RDKit and how texts count them."""
+
+_DECIMAL = r"(?:about |approximately |roughly |~)?(?P<number>[-\u2212]?\d+(?:\.\d+)?)"
+_QUANTITIES = {
+    "mass": rf"\b(?:(?:weigh(?:s|ing)|mass of|weight of|mass is|weight is) {_DECIMAL}"
+    r"|(?<![.\d])(?P<before>\d+(?:\.\d+)?)(?= (?:g/mol|daltons?|Da)\b))",
+    "polar surface area": rf"\bpolar surface area (?:of|is) {_DECIMAL}",
+    "Crippen logP": rf"\bCrippen logP (?:of|is) {_DECIMAL}",
+}
+"""What is measured, and how texts say it."""
 
 # after "is" with a digit only: "is ATP" is a name
-_FORMULA = re.compile(r"\b(?:formula (?:of )?|is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
+_FORMULA = re.compile(r"\b(?:formula (?:of |is )?|is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
 _STATED = {
     r"\bis acyclic\b": (RING, "ring", 0),
     r"\bis aromatic\b": (RING, "aromatic ring", None),
     r"\bis not aromatic\b": (RING, "aromatic ring", 0),
-    r"\bis neutral\b|\bno net charge\b": (COUNT, "charge", 0),
+    r"\bis (?:neutral|uncharged|not charged)\b|\bno net charge\b": (COUNT, "charge", 0),
+    r"\bis positively charged\b": (COUNT, "charge", "positive"),
+    r"\bis negatively charged\b": (COUNT, "charge", "negative"),
+    r"\bis chiral\b": (COUNT, "stereocentres", None),
+    r"\bis (?:achiral|not chiral)\b": (COUNT, "stereocentres", 0),
 }
 
 
@@ -209,6 +233,10 @@ def _counted(text: str) -> Iterable[Claim]:
     for pattern, (kind, name, count) in _STATED.items():
         for match in re.finditer(pattern, text, re.IGNORECASE):
             yield Claim(kind, name, count, match.group())
+    for name, pattern in _QUANTITIES.items():
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            number = match["number"] or match["before"]
+            yield Claim(COUNT, name, number.replace("\u2212", "-"), match.group())
     for match in _FORMULA.finditer(text):
         yield Claim(COUNT, "formula", match.group(1), match.group())
 
@@ -256,19 +284,43 @@ class Molecule:
             return self._occurrences(kind, name)[0] == 0
         if name:
             return claim.number in self._occurrences(kind, name)
-        facts = self.facts
-        return (
-            claim.number
-            == {
-                "hydrogen-bond donors": facts.donors,
-                "hydrogen-bond acceptors": facts.acceptors,
-                "stereocentres": facts.stereocentres,
-                "rings": self._mol.GetRingInfo().NumRings(),
-                "functional groups": len(facts.groups),
-                "charge": facts.charge,
-                "formula": facts.formula,
-            }[claim.name]
-        )
+        if claim.name in _QUANTITIES:
+            return any(_as_written(value, str(claim.number)) for value in self._measured(claim.name))
+        there = self._counts(claim.name)
+        if claim.name == "charge" and claim.number in ("positive", "negative"):
+            return any((count > 0) == (claim.number == "positive") and count != 0 for count in there)
+        return any(there) if claim.number is None else claim.number in there
+
+    def _counts(self, name: str) -> tuple[Any, ...]:
+        """What RDKit counts, in each of the ways that texts may mean."""
+        mol, facts = self._mol, self.facts
+        if name in ("R stereocentres", "S stereocentres"):
+            return (_labels(mol, bonds=False).count(name[0]),)
+        if name in ("E double bonds", "Z double bonds"):
+            return (_labels(mol, bonds=True).count(name[0]),)
+        return {
+            "hydrogen-bond donors": lambda: (facts.donors,),
+            "hydrogen-bond acceptors": lambda: (facts.acceptors,),
+            "stereocentres": lambda: (facts.stereocentres,),
+            "rings": lambda: (mol.GetRingInfo().NumRings(),),
+            "aromatic rings": lambda: (rdMolDescriptors.CalcNumAromaticRings(mol),),
+            "rotatable bonds": lambda: tuple(
+                rdMolDescriptors.CalcNumRotatableBonds(mol, strict) for strict in (True, False)
+            ),
+            "heavy atoms": lambda: (facts.heavy_atoms,),
+            "Lipinski violations": lambda: (lipinski_violations(mol, facts),),
+            "functional groups": lambda: (len(facts.groups),),
+            "charge": lambda: (facts.charge,),
+            "formula": lambda: (facts.formula,),
+        }[name]()
+
+    def _measured(self, name: str) -> tuple[float, ...]:
+        """The quantity, in each of the ways that texts may mean: average or monoisotopic mass, area with S and P."""
+        if name == "mass":
+            return self.facts.weight, rdMolDescriptors.CalcExactMolWt(self._mol)
+        if name == "polar surface area":
+            return tuple(rdMolDescriptors.CalcTPSA(self._mol, includeSandP=wide) for wide in (False, True))
+        return (rdMolDescriptors.CalcCrippenDescriptors(self._mol)[0],)
 
     def claimable(self, kind: str) -> set[str]:
         """What of a kind (group, ring or element) there is to be named; carbon and hydrogen need not be."""
@@ -296,6 +348,27 @@ class Molecule:
             return (has_ring_of_class(self._mol, name.removesuffix("s")),)
         # of a ring, texts count every occurrence, in larger systems too, or systems ("2 benzene rings")
         return (has_ring(self._mol, name), self.facts.rings.count(f"{name} ring"))
+
+
+def _as_written(value: float, text: str) -> bool:
+    """Whether a number is a value, rounded or cut to as many digits as it has; 1 in 10,000 for other atomic weights."""
+    unit = 10.0 ** -len(text.partition(".")[2])
+    return abs(float(text) - value) < unit + 1e-4 * abs(value)
+
+
+def _labels(mol: Chem.Mol, *, bonds: bool) -> list[str]:
+    """The CIP labels of double bonds (E, Z) or atoms (R, S, and others), by RDKit's newer, exact labeller."""
+    mol = Chem.Mol(mol)
+    rdCIPLabeler.AssignCIPLabels(mol)
+    labelled = mol.GetBonds() if bonds else mol.GetAtoms()
+    return [each.GetProp("_CIPCode") for each in labelled if each.HasProp("_CIPCode")]
+
+
+def lipinski_violations(mol: Chem.Mol, facts: Facts) -> int:
+    """Of four rules (Lipinski et al., 1997): mass > 500 g/mol, logP > 5 (Crippen's), NH and OH > 5, N and O > 10."""
+    logp = rdMolDescriptors.CalcCrippenDescriptors(mol)[0]
+    donors, acceptors = rdMolDescriptors.CalcNumLipinskiHBD(mol), rdMolDescriptors.CalcNumLipinskiHBA(mol)
+    return sum((facts.weight > 500, logp > 5, donors > 5, acceptors > 10))
 
 
 @functools.cache
@@ -344,4 +417,6 @@ def _names(claim: Claim) -> tuple[str, ...]:
 def shown(claim: Claim) -> str:
     """A claim in words: "2 ester", "no ring"."""
     name = claim.name.partition(":")[2] or claim.name
+    if claim.name in _QUANTITIES:
+        return f"{name} {claim.number}"
     return f"no {name}" if claim.number == 0 else name if claim.number is None else f"{claim.number} {name}"

@@ -17,6 +17,7 @@ import pytest
 
 from llamo_jax.evaluation.claims import Claim, Molecule, claims_in
 
+ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 LABELS = Path(__file__).parent / "claims_labels.tsv"
 
 
@@ -65,6 +66,18 @@ def _labelled(labels: list[dict[str, str]]) -> tuple[set[Verdict], set[tuple[int
         ("A bis(azo) compound, an enol ether, an organochlorine compound.", "C=COCCl",
          {"azo=2": False, "ether": True, "chlorine": True}),
         ("A secondary amino compound.", "CCN", {"secondary amine": False}),
+        ("It weighs 180.2 g/mol, or 180.159 Da; a mass of 180.04 is its monoisotopic one.", ASPIRIN,
+         {"mass=180.2": True, "mass=180.159": True, "mass=180.04": True}),
+        ("It weighs 181.2 g/mol. It has 4 rotatable bonds and 13 heavy atoms.", ASPIRIN,
+         {"mass=181.2": False, "rotatable bonds=4": False, "heavy atoms=13": True}),
+        ("Its polar surface area is 63.6 Å²; its Crippen logP is 1.31; it violates none of Lipinski's rules.", ASPIRIN,
+         {"polar surface area=63.6": True, "Crippen logP=1.31": True, "Lipinski violations": True}),
+        ("It has 2 (R)-configured stereocentres and 1 S stereocentre.", "C[C@H](O)[C@@H](C)N",
+         {"R stereocentres=2": False, "S stereocentres=1": True}),
+        ("It has one E double bond and is achiral. It is not charged.", "C/C=C/C(=O)[O-]",
+         {"E double bonds=1": True, "stereocentres": True, "charge": False}),
+        ("It is negatively charged and has 2 aromatic rings.", "[O-]C(=O)c1ccccc1",
+         {"charge=negative": True, "aromatic rings=2": False}),
         ("A methoxy group and a gamma-lactone.", "CCOC(C)=O", {"methoxy": False, "lactone": False}),
     ],
 )  # fmt: skip
