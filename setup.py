@@ -15,6 +15,7 @@ QUANT = ["qwix>=0.1.8"]
 SELFIES = ["selfies>=2.2"]
 BASELINES = ["scikit-learn>=1.7"]  # that benchmarks put beside the model
 ANALYSIS = ["networkx>=3.4", *BASELINES]
+INSTRUCT = ["openai>=2.8", "krippendorff>=0.8"]  # teachers that are servers, and agreement of raters
 OPSIN = ["py2opsin>=1.2"]  # runs a Java program, which it brings
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
@@ -22,6 +23,7 @@ TEST = [
     *CONVERT,
     *SELFIES,
     *OPSIN,
+    *INSTRUCT,
     *ANALYSIS,
     *QUANT,
     # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
@@ -81,6 +83,10 @@ setup(
         "rouge_score>=0.1.2",
         "rapidfuzz>=3.14",
         "scipy>=1.15",
+        "tenacity>=9",
+        "aiolimiter>=1.2",
+        "datasketch>=1.6",
+        "py3langid>=0.4",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
@@ -92,6 +98,7 @@ setup(
         "demo": ["gradio>=6"],
         "selfies": SELFIES,
         "opsin": OPSIN,
+        "instruct": INSTRUCT,
         "baselines": BASELINES,
         "analysis": ANALYSIS,
         "wandb": ["wandb>=0.31"],

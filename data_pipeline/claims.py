@@ -295,18 +295,16 @@ class Molecule:
         """What RDKit counts, in each of the ways that texts may mean."""
         mol, facts = self._mol, self.facts
         if name in ("R stereocentres", "S stereocentres"):
-            return (_labels(mol, bonds=False).count(name[0]),)
+            return (cip_labels(mol, bonds=False).count(name[0]),)
         if name in ("E double bonds", "Z double bonds"):
-            return (_labels(mol, bonds=True).count(name[0]),)
+            return (cip_labels(mol, bonds=True).count(name[0]),)
         return {
             "hydrogen-bond donors": lambda: (facts.donors,),
             "hydrogen-bond acceptors": lambda: (facts.acceptors,),
             "stereocentres": lambda: (facts.stereocentres,),
             "rings": lambda: (mol.GetRingInfo().NumRings(),),
             "aromatic rings": lambda: (rdMolDescriptors.CalcNumAromaticRings(mol),),
-            "rotatable bonds": lambda: tuple(
-                rdMolDescriptors.CalcNumRotatableBonds(mol, strict) for strict in (True, False)
-            ),
+            "rotatable bonds": lambda: (rdMolDescriptors.CalcNumRotatableBonds(mol),),
             "heavy atoms": lambda: (facts.heavy_atoms,),
             "Lipinski violations": lambda: (lipinski_violations(mol, facts),),
             "functional groups": lambda: (len(facts.groups),),
@@ -356,12 +354,21 @@ def _as_written(value: float, text: str) -> bool:
     return abs(float(text) - value) < unit + 1e-4 * abs(value)
 
 
-def _labels(mol: Chem.Mol, *, bonds: bool) -> list[str]:
-    """The CIP labels of double bonds (E, Z) or atoms (R, S, and others), by RDKit's newer, exact labeller."""
+def cip_labels(mol: Chem.Mol, *, bonds: bool) -> list[str]:
+    """The CIP labels of double bonds (E, Z) or atoms (R, S, and others), by RDKit's newer, exact labeller.
+
+    Of a molecule that is too much for it (symmetrical cages) none.
+    """
     mol = Chem.Mol(mol)
-    rdCIPLabeler.AssignCIPLabels(mol)
+    try:
+        rdCIPLabeler.AssignCIPLabels(mol, maxRecursiveIterations=_MAX_CIP_ITERATIONS)
+    except RuntimeError:
+        return []
     labelled = mol.GetBonds() if bonds else mol.GetAtoms()
     return [each.GetProp("_CIPCode") for each in labelled if each.HasProp("_CIPCode")]
+
+
+_MAX_CIP_ITERATIONS = 1_250_000  # about a second
 
 
 def lipinski_violations(mol: Chem.Mol, facts: Facts) -> int:
@@ -396,7 +403,7 @@ def check(description: str, smiles: str) -> Checked:
     claims = claims_in(description)
     true = [claim for claim in claims if molecule.has(claim)]
     there = {kind: molecule.claimable(kind) for kind in CLAIMABLE}
-    affirmed = {(claim.kind, name) for claim in claims if claim.number != 0 for name in _names(claim)}
+    affirmed = {(claim.kind, name) for claim in claims if claim.number != 0 for name in names_of(claim)}
     affirmed |= {
         (kind, name)
         for claim in claims
@@ -407,7 +414,7 @@ def check(description: str, smiles: str) -> Checked:
     return Checked(true, [claim for claim in claims if claim not in true], there, named)
 
 
-def _names(claim: Claim) -> tuple[str, ...]:
+def names_of(claim: Claim) -> tuple[str, ...]:
     """What of the vocabulary a claim names: a class of rings its ring, a wide name the groups that it covers."""
     if claim.kind == RING and claim.name not in RING_SYSTEMS:
         return (claim.name.removesuffix("s"),)

@@ -16,7 +16,7 @@ from rdkit.Chem.Descriptors import MolWt  # type: ignore[attr-defined]
 from data_pipeline.conversation import Message
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups, ring_systems
 
-_ELEMENT_NAMES = {"C": "carbon", "N": "nitrogen", "O": "oxygen", "S": "sulfur", "P": "phosphorus", "F": "fluorine",
+ELEMENT_NAMES = {"C": "carbon", "N": "nitrogen", "O": "oxygen", "S": "sulfur", "P": "phosphorus", "F": "fluorine",
                   "Cl": "chlorine", "Br": "bromine", "I": "iodine", "B": "boron", "Si": "silicon"}  # fmt: skip
 
 DESCRIPTION_REQUESTS = (
@@ -81,8 +81,8 @@ def conversation_messages(facts: Facts, rng: random.Random) -> list[Message]:
     if rng.random() < 0.5:
         turns.append((rng.choice(DESCRIPTION_REQUESTS), describe(facts, rng)))
     turns += [_yes_no_turn(facts, rng)]
-    topics = rng.sample(tuple(_QUESTIONS), k=rng.choice((1, 2)))
-    turns += [(rng.choice(_QUESTIONS[topic]), "It" + topic(facts, rng)) for topic in topics]
+    topics = rng.sample(TOPICS, k=rng.choice((1, 2)))
+    turns += [(rng.choice(topic.questions), "It" + topic.predicate(facts, rng)) for topic in topics]
     if turns[0][0] not in DESCRIPTION_REQUESTS:
         rng.shuffle(turns)
     return [message for ask, answer in turns for message in (Message("user", ask), Message("assistant", answer))]
@@ -92,18 +92,18 @@ def _groups(facts: Facts, rng: random.Random) -> str:
     if not facts.groups:
         return rng.choice((" has no functional groups.", " carries no functional groups."))
     if len(facts.groups) == 1:
-        listed = _article(f"{next(iter(facts.groups))} group")
+        groups = article(f"{next(iter(facts.groups))} group")
     else:
-        listed = f"{_listed(facts.groups)} groups"
-    return rng.choice((" contains {}.", " has {}.", " carries {}.")).format(listed)
+        groups = f"{listed(facts.groups)} groups"
+    return rng.choice((" contains {}.", " has {}.", " carries {}.")).format(groups)
 
 
 def _rings(facts: Facts, rng: random.Random) -> str:
     if not facts.rings:
         return rng.choice((" is acyclic.", " has no rings."))
     counts = Counter(facts.rings)
-    phrases = [_article(name) if count == 1 else f"{count} {name}s" for name, count in counts.items()]
-    return rng.choice((" is built on {}.", " includes {}.")).format(_listed(phrases))
+    phrases = [article(name) if count == 1 else f"{count} {name}s" for name, count in counts.items()]
+    return rng.choice((" is built on {}.", " includes {}.")).format(listed(phrases))
 
 
 def _formula(facts: Facts, rng: random.Random) -> str:
@@ -113,12 +113,12 @@ def _formula(facts: Facts, rng: random.Random) -> str:
 
 def _hydrogen_bonds(facts: Facts, rng: random.Random) -> str:
     return rng.choice((" has {} and {}.", " offers {} and {}.")).format(
-        _counted(facts.donors, "hydrogen-bond donor"), _counted(facts.acceptors, "acceptor")
+        counted(facts.donors, "hydrogen-bond donor"), counted(facts.acceptors, "acceptor")
     )
 
 
 def _stereo(facts: Facts, rng: random.Random) -> str:
-    return f" has {_counted(facts.stereocentres, 'stereocentre')}."
+    return f" has {counted(facts.stereocentres, 'stereocentre')}."
 
 
 def _charge(facts: Facts, rng: random.Random) -> str:
@@ -128,33 +128,53 @@ def _charge(facts: Facts, rng: random.Random) -> str:
 
 
 def _elements(facts: Facts, rng: random.Random) -> str:
-    named = {_ELEMENT_NAMES.get(symbol, symbol): count for symbol, count in sorted(facts.elements.items())}
-    return f" has {_listed(f'{count} {name}' for name, count in named.items())} atoms."
+    named = {ELEMENT_NAMES.get(symbol, symbol): count for symbol, count in sorted(facts.elements.items())}
+    return f" has {listed(f'{count} {name}' for name, count in named.items())} atoms."
 
 
 def _aromatic(facts: Facts, rng: random.Random) -> str:
     return " is aromatic." if facts.aromatic else " is not aromatic."
 
 
-_QUESTIONS: dict[Callable[[Facts, random.Random], str], Sequence[str]] = {
-    _groups: (
-        "Which functional groups does it have?",
-        "List its functional groups.",
-        "What functional groups are there?",
+class Topic(NamedTuple):
+    """Something to ask about a molecule; predicate: the answer, for any subject, such as " is neutral."."""
+
+    name: str
+    questions: Sequence[str]
+    predicate: Callable[[Facts, random.Random], str]
+
+
+TOPICS = (
+    Topic(
+        "functional groups",
+        ("Which functional groups does it have?", "List its functional groups.", "What functional groups are there?"),
+        _groups,
     ),
-    _rings: ("Which rings does it contain?", "What ring systems does it have?"),
-    _formula: ("What is its formula and mass?", "Give its molecular formula and weight."),
-    _hydrogen_bonds: ("How many hydrogen-bond donors and acceptors does it have?",),
-    _stereo: ("How many stereocentres does it have?", "Is it chiral, and how many stereocentres are there?"),
-    _charge: ("What is its net charge?", "Is it charged?"),
-    _elements: ("Which elements does it consist of?", "Count its heavy atoms by element."),
-    _aromatic: ("Is it aromatic?",),
-}
+    Topic("ring systems", ("Which rings does it contain?", "What ring systems does it have?"), _rings),
+    Topic(
+        "formulas and masses",
+        ("What is its formula and mass?", "Give its molecular formula and weight."),
+        _formula,
+    ),
+    Topic(
+        "hydrogen-bond donors and acceptors",
+        ("How many hydrogen-bond donors and acceptors does it have?",),
+        _hydrogen_bonds,
+    ),
+    Topic(
+        "stereocentres",
+        ("How many stereocentres does it have?", "Is it chiral, and how many stereocentres are there?"),
+        _stereo,
+    ),
+    Topic("net charges", ("What is its net charge?", "Is it charged?"), _charge),
+    Topic("elements", ("Which elements does it consist of?", "Count its heavy atoms by element."), _elements),
+    Topic("aromatic parts", ("Is it aromatic?",), _aromatic),
+)
 
 
 def group_question(name: str, rng: random.Random) -> str:
     """Asks whether the molecule has a functional group."""
-    return rng.choice(("Does it contain {}?", "Is there {}?")).format(_article(f"{name} group"))
+    return rng.choice(("Does it contain {}?", "Is there {}?")).format(article(f"{name} group"))
 
 
 def _yes_no_turn(facts: Facts, rng: random.Random) -> tuple[str, str]:
@@ -165,18 +185,20 @@ def _yes_no_turn(facts: Facts, rng: random.Random) -> tuple[str, str]:
     ask = group_question(name, rng)
     if not present:
         return ask, f"No, it has no {name} group."
-    return ask, f"Yes, it has {_counted(facts.groups[name], f'{name} group')}."
+    return ask, f"Yes, it has {counted(facts.groups[name], f'{name} group')}."
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Such as "no rings", "1 ring", "2 rings"."""
     return f"{count or 'no'} {noun}{'s' * (count != 1)}"
 
 
-def _article(noun: str) -> str:
-    # By sound: "an 8-membered ring", "an 11-membered ring", "a urea group".
+def article(noun: str) -> str:
+    """With its article, by sound: "an 8-membered ring", "an 11-membered ring", "a urea group"."""
     return f"{'an' if noun.startswith(('a', 'e', 'i', 'o', '8', '11-', '18-')) else 'a'} {noun}"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """Such as "a, b and c"."""
     *head, last = words
     return f"{', '.join(head)} and {last}" if head else last

@@ -20,7 +20,7 @@ from data_pipeline.molecule import InvalidMoleculeError, is_selfies, parse_smile
 GRAPH_MARKER = "<graph>"
 """Where a record in LLaMo's own layout wants its graph; everywhere else it is ordinary text."""
 
-_SMILES = ("smiles", "canonical_smiles", "mol", "molecule")
+SMILES_COLUMNS = ("smiles", "canonical_smiles", "mol", "molecule")
 _TEXT = ("description", "text", "caption", "output")
 _NAME = ("iupac_name", "iupac", "name", "iupacname")
 _REACTION = ("reaction", "reaction_smiles", "reactionsmiles", "rxn_smiles", "rxn")
@@ -106,7 +106,7 @@ class RowReader(NamedTuple):
 
 def description_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and description: "Describe this molecule." → description."""
-    smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
+    smiles = _pick(found, columns.smiles, SMILES_COLUMNS, "--smiles_column")
     text = _pick(found, columns.text, _TEXT, "--text_column")
     return RowReader(
         lambda row: [_turn(_molecule(row, smiles), DESCRIPTION_REQUESTS, _text(row, text))], 1, (smiles, text)
@@ -115,14 +115,14 @@ def description_reader(found: Sequence[str], columns: Columns) -> RowReader:
 
 def iupac_name_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and its IUPAC name."""
-    smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
+    smiles = _pick(found, columns.smiles, SMILES_COLUMNS, "--smiles_column")
     name = _pick(found, columns.text, _NAME, "--text_column")
     return RowReader(lambda row: [_turn(_molecule(row, smiles), NAME_REQUESTS, _text(row, name))], 1, (smiles, name))
 
 
 def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Description → SMILES; shows no graph. The answer is RDKit's canonical SMILES, with stereochemistry."""
-    smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
+    smiles = _pick(found, columns.smiles, SMILES_COLUMNS, "--smiles_column")
     text = _pick(found, columns.text, _TEXT, "--text_column")
 
     def read(row: Row) -> list[Conversation]:
@@ -134,7 +134,7 @@ def molecule_generation_reader(found: Sequence[str], columns: Columns) -> RowRea
 
 def property_regression_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and numbers: one conversation for each known property, the answer as the file writes it."""
-    smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
+    smiles = _pick(found, columns.smiles, SMILES_COLUMNS, "--smiles_column")
     questions = {}
     for column in _targets(found, columns.targets, REGRESSION):
         phrase, unit = REGRESSION.get(column.lower(), Property(column))
@@ -145,7 +145,7 @@ def property_regression_reader(found: Sequence[str], columns: Columns) -> RowRea
 
 def property_classification_reader(found: Sequence[str], columns: Columns) -> RowReader:
     """Molecule and yes/no classes (1/0, true/false, yes/no): one conversation for each known class."""
-    smiles = _pick(found, columns.smiles, _SMILES, "--smiles_column")
+    smiles = _pick(found, columns.smiles, SMILES_COLUMNS, "--smiles_column")
     questions = {
         column: CLASSIFICATION.get(column.lower(), f"Is this molecule positive for {column}?")
         for column in _targets(found, columns.targets, CLASSIFICATION)
@@ -186,7 +186,7 @@ def instruction_reader(found: Sequence[str], columns: Columns) -> RowReader:
     if columns.smiles:
         smiles = _pick(found, columns.smiles, (), "--smiles_column")
     else:
-        smiles = next((names[name] for name in _SMILES if name in names), "smiles")
+        smiles = next((names[name] for name in SMILES_COLUMNS if name in names), "smiles")
     if columns.text is None and "messages" not in names and {"instruction", "output"} <= set(names):
         return RowReader(lambda row: [_llamo_record(row, smiles)], 1, (smiles, "instruction", "output"))
     column = _pick(found, columns.text, ("messages",), "--text_column")
@@ -217,7 +217,7 @@ def overlooked_molecules(task: str, rows: Sequence[Row], columns: Columns) -> st
     if task != "instruction" or columns.smiles or not rows:
         return None
     names = dict.fromkeys(name for row in rows for name in row)
-    if {name.lower() for name in names} & set(_SMILES):
+    if {name.lower() for name in names} & set(SMILES_COLUMNS):
         return None
     for name in names:
         texts = [text.strip() for row in rows if isinstance(text := row.get(name), str) and text.strip()]

@@ -1,0 +1,200 @@
+"""Whether answers tell the truth about the molecules: every claim against RDKit, and against the seed's text.
+
+A claim that RDKit denies and the seed's own text makes is let pass (people and SMARTS differ on names). What no
+structure shows (a role, an origin) has to stand in the seed's text.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from data_pipeline.claims import COUNT, Claim, Molecule, claims_in, names_of, shown
+from data_pipeline.conversation import Message
+
+
+class Finding(NamedTuple):
+    """Something wrong with a conversation: check and reason can be counted, detail is for people.
+
+    turn: the message that it is about; -1: the whole conversation.
+    """
+
+    check: str
+    reason: str
+    detail: str
+    turn: int = -1
+
+
+class Grounded(NamedTuple):
+    """Findings, and how many claims were checked and were true."""
+
+    findings: list[Finding]
+    claims: int
+    true: int
+
+
+CONTRADICTED, UNSUPPORTED, NOT_ANSWERED = "contradicted", "not in the seed's text", "does not answer the question"
+
+
+def grounded(messages: Sequence[Message], molecules: Sequence[Molecule], text: str) -> Grounded:
+    """The claims of every answer, checked; `text`: all that people wrote about the molecules."""
+    written = {(claim.kind, claim.name, claim.number) for claim in claims_in(text)}
+    findings = []
+    count = true = 0
+    for turn, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        for claim, meant in _attributed(message.content, molecules):
+            count += 1
+            if meant(claim) or (claim.kind, claim.name, claim.number) in written:
+                true += 1
+            else:
+                findings.append(Finding("grounding", f"{CONTRADICTED}: {_kind(claim)}", _said(claim), turn))
+        for words in _beyond_structure(message.content):
+            if not _stands_in(words, text):
+                findings.append(Finding("grounding", UNSUPPORTED, words, turn))
+        question = messages[turn - 1].content if turn else ""
+        findings += _to_the_question(question, message.content, molecules, turn)
+    return Grounded(findings, count, true)
+
+
+def _kind(claim: Claim) -> str:
+    """What a claim is about, for counts: group, ring, element, or what is counted (charge, formula, mass)."""
+    return claim.name if claim.kind == COUNT and ":" not in claim.name else claim.name.partition(":")[0] if (
+        claim.kind == COUNT
+    ) else claim.kind  # fmt: skip
+
+
+def _said(claim: Claim) -> str:
+    return f"{shown(claim)} ({claim.words.strip()!r})"
+
+
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+")
+_NOUN = r"(?:molecule|compound|structure)"
+_FIRST = rf"\b(?:the )?(?:first|former)(?: {_NOUN}| one)?\b|\b{_NOUN} (?:1|one|A)\b"
+_SECOND = rf"\b(?:the )?(?:second|latter)(?: {_NOUN}| one)?\b|\b{_NOUN} (?:2|two|B)\b"
+_BOTH = (
+    r"\bboth\b|\beach (?:of them|molecule|compound)\b|\bthe two (?:molecules|compounds)\b|\b(?:they|these two) share\b"
+)
+_MENTION = re.compile(rf"(?P<first>{_FIRST})|(?P<second>{_SECOND})|(?P<both>{_BOTH})", re.IGNORECASE)
+
+
+class _Meant(NamedTuple):
+    """Of which molecules a claim is made: of all of them, or of at least one where the text does not say."""
+
+    molecules: Sequence[Molecule]
+    each: bool
+
+    def __call__(self, claim: Claim) -> bool:
+        return (all if self.each else any)(molecule.has(claim) for molecule in self.molecules)
+
+
+def _attributed(answer: str, molecules: Sequence[Molecule]) -> Iterator[tuple[Claim, _Meant]]:
+    """The claims of an answer with the molecules that they are about."""
+    if len(molecules) == 1:
+        yield from ((claim, _Meant(molecules, True)) for claim in claims_in(answer))
+        return
+    meant = _Meant(molecules, False)
+    for sentence in _SENTENCE.split(answer):
+        cuts = [*_MENTION.finditer(sentence)]
+        starts = [0, *(match.start() for match in cuts[1:]), len(sentence)]
+        for index in range(max(1, len(cuts))):
+            if cuts:
+                mention = cuts[index]
+                one = molecules[:1] if mention["first"] else molecules[1:2] if mention["second"] else molecules
+                meant = _Meant(one, True)
+            yield from ((claim, meant) for claim in claims_in(sentence[starts[index] : starts[index + 1]]))
+
+
+_BEYOND = re.compile(
+    r"\bha(?:s|ve) (?:a|the) roles? (?:as|of) [^.;]+"
+    r"|\b(?:is|was|are|been) (?:isolated|found|extracted|obtained|derived) (?:from|in) [^.;]+"
+    r"|\b(?:is|are) (?:widely |often |commonly )?(?:used|prescribed|sold|marketed) (?:as|for|to|in|under) [^.;]+"
+    r"|\balso known as [^.;]+|\b(?:melts|boils) at [^.;]*\d[^.;]*|\bCAS (?:registry )?number (?:is )?\d[\d-]+",
+    re.IGNORECASE,
+)
+_LITTLE = frozenset(
+    "have role roles that this with from they been which used also known isolated found obtained derived extracted "
+    "widely often commonly molecule compound structure and the for its".split()
+)
+
+
+def _beyond_structure(answer: str) -> Iterator[str]:
+    for match in _BEYOND.finditer(answer):
+        before = answer[max(0, match.start() - 40) : match.start()]
+        if not re.search(r"\b(?:no|not|nothing|cannot|whether|nor|if)\b[^.;]*$", before, re.IGNORECASE):
+            yield match.group()
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """Whether the text says it: of the words that say something, four fifths are there."""
+    told = {word for word in re.findall(r"[a-z0-9-]{3,}", words.lower()) if word not in _LITTLE}
+    there = set(re.findall(r"[a-z0-9-]{3,}", text.lower()))
+    return len(told & there) >= 0.8 * len(told)
+
+
+_TOPICS: dict[str, tuple[str, frozenset[str]]] = {
+    "groups": (r"functional groups?\b|\bgroups?\b", frozenset(("double bonds",))),
+    "rings": (r"\brings?\b|\bring system|cyclic", frozenset(("aromaticity",))),
+    "formula": (r"\bformulas?\b", frozenset()),
+    "mass": (r"\bmass(?:es)?\b|\bweigh|\bheav(?:y|ier)\b(?! atom)|g/mol", frozenset(("formula",))),
+    "charge": (r"\bcharge[ds]?\b|\bneutral\b|\bions?\b|\bcounterion\b", frozenset()),
+    "stereo": (r"stereo|\bchiral|\bachiral|\(R\)|\(S\)|\bR or S\b|configur", frozenset()),
+    "hydrogen bonds": (r"hydrogen[- ]bond|H-bond|\bdonors?\b|\bacceptors?\b", frozenset()),
+    "aromaticity": (r"\baromatic", frozenset(("rings",))),
+    "flexibility": (r"rotatable|turn freely|flexib|\brigid", frozenset()),
+    "heavy atoms": (r"(?:heavy|non-hydrogen) atoms?", frozenset(("elements",))),
+    "double bonds": (r"double bonds?", frozenset(("stereo", "groups"))),
+    "solubility": (
+        r"\blogP\b|lipophil|\bgreas|\bin oil\b|solub|dissolv|\bprefer water\b|\bpolar\b",
+        frozenset(("hydrogen bonds", "charge", "groups", "rings", "elements", "surface")),
+    ),
+    "surface": (r"surface area", frozenset(("solubility",))),
+    "permeability": (
+        r"membrane|absor[bp]|permea|\bgut\b|bioavail|surface area|size and polarity",
+        frozenset(("Lipinski",)),
+    ),
+    "Lipinski": (r"Lipinski|rule of five|drug-like", frozenset()),
+    "acidity": (r"\bacid(?:ic|ity)?\b|\bbas(?:e|ic|icity)\b|\bpKa\b", frozenset(("groups",))),
+    "elements": (r"\belements?\b|heavy atoms by|\d [A-Z][a-z]? atoms", frozenset(("heavy atoms", "formula"))),
+}
+"""What questions ask about and answers speak of, by their words; and of what else an answer may speak instead."""
+_CLAIMED = {"group": "groups", "ring": "rings", "element": "elements", "rotatable bonds": "flexibility"}
+_NAMES_OF_ACIDS = re.compile(r"\b\w+(?:ic|amic) acids?\b", re.IGNORECASE)
+
+
+def _topics(text: str) -> set[str]:
+    words = _NAMES_OF_ACIDS.sub(" ", text)  # a carboxylic acid is a group
+    topics = {topic for topic, (pattern, _) in _TOPICS.items() if re.search(pattern, words, re.IGNORECASE)}
+    kinds = {claim.kind if claim.kind != COUNT else claim.name.partition(":")[0] for claim in claims_in(text)}
+    return topics | {_CLAIMED[kind] for kind in kinds if kind in _CLAIMED}
+
+
+_YES, _NO = re.compile(r"\s*yes\b", re.IGNORECASE), re.compile(r"\s*no\b(?! \w+ (?:is|are)\b)", re.IGNORECASE)
+_HAS = re.compile(r"\b(?:does|do|has|have|is there|are there|contain)\b", re.IGNORECASE)
+_UNANSWERABLE = re.compile(r"\bcannot\b|\bcan't\b|\bnot (?:tell|known|possible)|\bnothing\b|\bunknown\b", re.IGNORECASE)
+
+
+def _to_the_question(question: str, answer: str, molecules: Sequence[Molecule], turn: int) -> Iterator[Finding]:
+    """Yes or no to one claim is a claim itself; and a question about one thing wants an answer about it."""
+    asked = claims_in(question)
+    yes, no = _YES.match(answer), _NO.match(answer)
+    if len(asked) == 1 and question.count("?") == 1 and question.rstrip().endswith("?"):
+        if len(molecules) == 1 and (yes or no) and _HAS.search(question):
+            # of a name that has a wider meaning, too, yes is right for either, and no for the narrow one
+            claim = asked[0]._replace(number=(asked[0].number or None) if yes else 0)
+            if not molecules[0].has(claim):
+                words = f"{'yes' if yes else 'no'} to {question!r}"
+                yield Finding("grounding", f"{CONTRADICTED}: yes or no", words, turn)
+        if not _named(asked) & _named(claims_in(answer)) and len(answer.split()) > 2 and asked[0].kind != COUNT:
+            yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {shown(asked[0])}", turn)
+            return
+    topics = _topics(question)
+    if len(topics) == 1 and not _UNANSWERABLE.search(answer) and len(answer.split()) > 2:
+        (topic,) = topics
+        if not _topics(answer) & ({topic} | _TOPICS[topic][1]):
+            yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {topic}", turn)
+
+
+def _named(claims: Sequence[Claim]) -> set[str]:
+    """What claims are about, by every name of it: a hydroxy group is an alcohol's, too."""
+    return {name for claim in claims for name in (claim.name.partition(":")[2] or claim.name, *names_of(claim))}
