@@ -11,6 +11,7 @@ from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, mentioned_groups
 
 PERMUTATIONS = 128  # the similarity's standard error is 1 / sqrt(128) = 0.09 at most, 0.03 at 0.9
 SHINGLE = 4  # words
+_SIEVE = 0.95  # above it, the library's hash table has a single band
 _SIZES = (10, 20, 30, 40, 60)
 """Heavy atoms of a molecule: the upper ends of bins."""
 
@@ -21,7 +22,8 @@ class Diversity:
     def __init__(self, near_duplicate: float):
         from datasketch import HyperLogLogPlusPlus, MinHashLSH
 
-        self._kept = MinHashLSH(threshold=near_duplicate, num_perm=PERMUTATIONS)
+        # a sieve; what passes it is compared by all permutations
+        self._kept = MinHashLSH(threshold=min(near_duplicate, _SIEVE), num_perm=PERMUTATIONS)
         self._threshold = near_duplicate
         self._hashes: dict[str, Any] = {}
         # counted to 1 %, in 16 kB, however many there are

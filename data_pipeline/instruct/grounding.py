@@ -107,7 +107,8 @@ def _attributed(answer: str, molecules: Sequence[Molecule]) -> Iterator[tuple[Cl
 
 _BEYOND = re.compile(
     r"\bha(?:s|ve) (?:a|the) roles? (?:as|of) [^.;]+"
-    r"|\b(?:is|was|are|been) (?:isolated|found|extracted|obtained|derived) (?:from|in) [^.;]+"
+    r"|\b(?:is|was|are|been|product|metabolite|compound) (?:isolated|found|extracted|obtained|derived) (?:from|in)"
+    r" [^.;]+"
     r"|\b(?:is|are) (?:widely |often |commonly )?(?:used|prescribed|sold|marketed) (?:as|for|to|in|under) [^.;]+"
     r"|\balso known as [^.;]+|\b(?:melts|boils) at [^.;]*\d[^.;]*|\bCAS (?:registry )?number (?:is )?\d[\d-]+",
     re.IGNORECASE,
@@ -170,7 +171,7 @@ def _topics(text: str) -> set[str]:
 
 
 _YES, _NO = re.compile(r"\s*yes\b", re.IGNORECASE), re.compile(r"\s*no\b(?! \w+ (?:is|are)\b)", re.IGNORECASE)
-_HAS = re.compile(r"\b(?:does|do|has|have|is there|are there|contain)\b", re.IGNORECASE)
+_YES_OR_NO = re.compile(r"\W*(?:(?:and|so|then|but|well)\W+)*(?:does|do|has|have|is|are|can|could)\b", re.IGNORECASE)
 _UNANSWERABLE = re.compile(r"\bcannot\b|\bcan't\b|\bnot (?:tell|known|possible)|\bnothing\b|\bunknown\b", re.IGNORECASE)
 
 
@@ -178,8 +179,8 @@ def _to_the_question(question: str, answer: str, molecules: Sequence[Molecule], 
     """Yes or no to one claim is a claim itself; and a question about one thing wants an answer about it."""
     asked = claims_in(question)
     yes, no = _YES.match(answer), _NO.match(answer)
-    if len(asked) == 1 and question.count("?") == 1 and question.rstrip().endswith("?"):
-        if len(molecules) == 1 and (yes or no) and _HAS.search(question):
+    if len(asked) == 1 and question.count("?") == 1 and _YES_OR_NO.match(_SENTENCE.split(question)[-1]):
+        if len(molecules) == 1 and (yes or no):
             # of a name that has a wider meaning, too, yes is right for either, and no for the narrow one
             claim = asked[0]._replace(number=(asked[0].number or None) if yes else 0)
             if not molecules[0].has(claim):

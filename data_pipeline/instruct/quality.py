@@ -46,7 +46,11 @@ class Thresholds(NamedTuple):
                 values[name] = type(getattr(self, name))(value)
             except ValueError:
                 raise DataError(f"threshold {name}: {value!r} is no number") from None
-        return self._replace(**values)
+        changed = self._replace(**values)
+        for name in ("foreign", "copied", "near_duplicate"):
+            if not 0 < getattr(changed, name) <= 1:
+                raise DataError(f"threshold {name}: {getattr(changed, name):g} is not between 0 and 1")
+        return changed
 
 
 class Shown(NamedTuple):

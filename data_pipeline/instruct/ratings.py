@@ -107,10 +107,10 @@ def read_ratings(folder: epath.Path, paths: Sequence[Path]) -> str:
     storage.write_json(folder / RATINGS, result)
     lines = [f"{'':<14}{'mean':>7}{'95 % interval':>18}{'alpha':>8}   by rater"]
     for name, values in result["scores"].items():
-        low, high = values["interval"] or (float("nan"),) * 2
-        alpha = "" if values["alpha"] is None else f"{values['alpha']:.2f}"
+        mean, alpha = ("" if values[key] is None else f"{values[key]:.2f}" for key in ("mean", "alpha"))
+        interval = "{:.2f} to {:.2f}".format(*values["interval"]) if values["interval"] else ""
         raters = ", ".join(f"{rater} {mean:.2f}" for rater, mean in values["by_rater"].items())
-        lines.append(f"{name:<14}{values['mean']:>7.2f}{f'{low:.2f} to {high:.2f}':>18}{alpha:>8}   {raters}")
+        lines.append(f"{name:<14}{mean:>7}{interval:>18}{alpha:>8}   {raters}")
     lines.append(f"{result['conversations']:,} conversations, {result['shared']:,} of them rated by more than one")
     return "\n".join(lines)
 
@@ -135,7 +135,7 @@ def summarize(rated: Sequence[Rated]) -> dict[str, Any]:
         there = ~np.isnan(scores).all(0)
         means = np.nanmean(scores[:, there], axis=0)
         result["scores"][name] = {
-            "mean": float(means.mean()),
+            "mean": float(means.mean()) if there.any() else None,
             "interval": _interval(means),
             "alpha": _alpha(scores),
             "by_rater": {
