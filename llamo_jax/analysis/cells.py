@@ -4,6 +4,8 @@ import argparse
 import functools
 import itertools
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +125,10 @@ def _run_cell(
             raise ConfigError(f"{folder} holds a cell of another comparison; choose another --output")
         return found
     start = time.perf_counter()
-    runs.train(config, folder / "run")
+    state = runs.train(config, folder / "run")
+    if not runs.is_finished(config, folder / "run", state):  # SIGTERM, or Ctrl-C: what is not trained is not measured
+        print("stopped; run the same command again to continue", file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     model = config.model
     sizes = (model.graph_encoder.width, model.num_levels, model.language_model.width)

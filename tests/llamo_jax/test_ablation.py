@@ -1,6 +1,8 @@
 """Projectors compared: equal budgets, cells that are not trained twice, means and differences by hand."""
 
 import json
+import os
+import types
 
 import numpy as np
 import pytest
@@ -72,6 +74,21 @@ def test_it_goes_on_where_it_was_interrupted(undisturbed, few, tmp_path, monkeyp
     assert without_seconds(tmp_path / "out") == without_seconds(undisturbed)
     with pytest.raises(SystemExit, match="holds a cell of another comparison"):
         ablation.main(command(few, tmp_path / "out", "--seeds", "1", "--steps", "4"))
+
+
+def test_a_cell_that_was_stopped_is_not_measured(few, tmp_path, monkeypatch):
+    trained = []
+
+    def stopped(config, workdir):
+        trained.append(workdir)
+        return types.SimpleNamespace(step=1)  # what SIGTERM leaves of two steps
+
+    monkeypatch.setattr(cells.runs, "train", stopped)
+    with pytest.raises(SystemExit) as end:
+        ablation.main(command(few, tmp_path / "out", "--seeds", "1"))
+    assert end.value.code == os.EX_TEMPFAIL
+    assert len(trained) == 1
+    assert list((tmp_path / "out").rglob("result.json")) == []
 
 
 def test_the_plan(few, tmp_path, capsys):
