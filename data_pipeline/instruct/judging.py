@@ -48,6 +48,8 @@ def judge(folder: epath.Path, teachers: Sequence[Teacher], count: int, seed: int
     Raises DataError if there are no conversations.
     """
     rows = ratings.sample(folder / CONVERSATIONS, count, seed)
+    if not rows:
+        raise DataError(f"{folder / CONVERSATIONS} holds no conversations")
     told = []
     for teacher in teachers:
         name = re.sub(r"[^\w.-]+", "-", teacher.model)

@@ -106,10 +106,18 @@ _ITSELF = re.compile(
     r"|\bmy training data\b|\bI(?:'m| am) sorry, but\b",
     re.IGNORECASE,
 )
+_GARBLED = re.compile(r"[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PROMPT = re.compile(
     r"\b(?:given|provided) (?:facts|description|JSON|text|data)\b|\bthe (?:facts|JSON|prompt) (?:say|state|list|given)"
     r"|\baccording to (?:the )?(?:facts|JSON|RDKit|description)\b|\biupac_name\b|\bRDKit\b",
     re.IGNORECASE,
+)
+
+_UNWANTED = (
+    (_MARKUP, "markup"),
+    (_ITSELF, "speaks of itself"),
+    (_PROMPT, "words of the prompt"),
+    (_GARBLED, "garbled characters"),
 )
 
 
@@ -133,7 +141,7 @@ def _form(shown: Shown, thresholds: Thresholds) -> list[Finding]:
             found.append(finding("too short", repr(text)))
         if len(text) > thresholds.max_characters:
             found.append(finding("too long", f"{len(text):,} characters"))
-        for pattern, reason in ((_MARKUP, "markup"), (_ITSELF, "speaks of itself"), (_PROMPT, "words of the prompt")):
+        for pattern, reason in _UNWANTED:
             match = pattern.search(text)
             if match:
                 found.append(finding(reason, match.group().strip()))

@@ -44,13 +44,15 @@ def sample(path: epath.Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Conversations of a file, drawn without looking; raises DataError if it is not there or has none."""
     rows: list[dict[str, Any]] = []
     rng = random.Random(seed)
-    for number, row in enumerate(read_rows(path)):  # reservoir sampling: the file may be larger than the memory
-        if isinstance(row, BadRow):
-            raise DataError(f"{path}: {row.reason}")
-        if len(rows) < count:
-            rows.append(row)
-        elif (place := rng.randint(0, number)) < count:
-            rows[place] = row
+    if not path.exists():
+        raise DataError(f"{path}: no such file; write conversations first, with --input")
+    with path.open() as lines, storage.understood(path):
+        for number, line in enumerate(lines):  # reservoir sampling: the file may be larger than the memory
+            place = number if number < count else rng.randint(0, number)
+            if place < len(rows):
+                rows[place] = json.loads(line)
+            elif place < count:
+                rows.append(json.loads(line))
     return rows
 
 

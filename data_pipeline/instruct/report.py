@@ -97,20 +97,16 @@ def _lines(quality: Mapping[str, Any]) -> list[str]:
 
 def write(folder: epath.Path, quality: Mapping[str, Any]) -> None:
     """DIR/report.html, in one file, for any browser."""
-    bad = [row for row in _sample(folder / REJECTED, 20 * SHOWN) if row.get("messages")]
+    bad = [row for row in sample(folder / REJECTED, 20 * SHOWN, 0) if row.get("messages")]
     text = _page(
         _REPORT,
         quality=quality,
         lines=_lines(quality),
-        kept=_sample(folder / CONVERSATIONS, SHOWN),
+        kept=sample(folder / CONVERSATIONS, SHOWN, 0),
         rejected=bad[:SHOWN],
         examples=quality["examples"],
     )
     storage.write_text(folder / REPORT, text)
-
-
-def _sample(path: epath.Path, count: int) -> list[dict[str, Any]]:
-    return sample(path, count, 0) if path.stat().length else []
 
 
 def sheet_html(rows: Sequence[Mapping[str, Any]], rubric: Mapping[str, str]) -> str:

@@ -24,6 +24,7 @@ from data_pipeline.instruct.plan import kinds_in_turn, read_shares
 from data_pipeline.instruct.quality import Shown, Thresholds, judged
 from data_pipeline.instruct.requests import Reply, ReplyError, parsed, seed_json
 from data_pipeline.instruct.seeds import Columns, Excluded, Seed, facts_about, read_seeds
+from data_pipeline.instruct.teachers import Answer, Usage
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 ALANINE = "C[C@H](N)C(=O)O"
@@ -162,6 +163,7 @@ def test_planted_faults_are_found_and_nothing_else(written):
         (("Describe it.", "As an AI language model, I see an ester."), {"form: speaks of itself"}),
         (("Describe it.", "According to the facts, it has an ester."), {"form: words of the prompt"}),
         (("Describe it.", "<graph> It has an ester."), {"form: markup"}),
+        (("Describe it.", "It has an \ufffdester."), {"form: garbled characters"}),
         (("Describe it.", "Es hat eine Estergruppe und einen aromatischen Ring aus sechs Atomen."),
          {"form: language de", "informativeness: says nothing of the molecule"}),
         (("Describe it.", "It has an ester and a carboxylic acid and also"), {"form: cut short"}),
@@ -378,6 +380,47 @@ def test_sheets_go_out_and_come_back(written, tmp_path, capsys):
     (tmp_path / "anna.csv").write_text(f"{blank[0]}\nx,6,1,1,\n")
     with pytest.raises(SystemExit, match=r"anna.csv, line 2, relevance: '6' is no score from 1 to 5"):
         main(["--output", str(written), "--ratings", str(tmp_path / "anna.csv")])
+
+
+class Judge:
+    """A teacher of these tests: rates by the length of what was said."""
+
+    metered = False
+
+    def __init__(self, options):
+        self.model = options.model
+        self.asked = {"teacher": "judge", "model": options.model}
+
+    async def answer(self, request, again=0):
+        asked = json.loads(request.messages[-1].content)
+        assert "5: all that is said of the molecules is true" in request.messages[0].content
+        assert asked["molecules"][0]["facts"]["formula"]
+        score = 1 + len(asked["messages"]) % 5 if self.model == "one" else 5
+        rating = {"relevance": score, "correctness": score, "helpfulness": 9 if again == 0 else 2, "comment": "ok"}
+        return Answer(json.dumps(rating), Usage(1, 1))  # 9 is no score: it is asked again
+
+    async def close(self):
+        pass
+
+
+@pytest.mark.xdist_group("instruct")
+def test_judges_fill_sheets_too(written, capsys):
+    judge = f"{__name__}:Judge"
+    main(["--output", str(written), "--judge", f"{judge}=one", f"{judge}=two", "--judged", "30"])
+    printed = capsys.readouterr().out
+    assert "30 conversations, 30 of them rated by more than one" in printed
+    result = json.loads((written / "ratings.json").read_text())
+    assert result["raters"] == ["ratings-one", "ratings-two"]
+    lengths = {row["id"]: len(row["messages"]) for row in rows_of(written / "conversations.jsonl")}
+    lines = (written / "ratings-one.csv").read_text().splitlines()
+    assert lines[0] == "conversation,relevance,correctness,helpfulness,comment"
+    assert len(lines) == 31
+    for line in lines[1:]:
+        name, relevance, _, helpfulness, _ = line.split(",")
+        assert (int(relevance), helpfulness) == (1 + lengths[name] % 5, "2")
+    assert result["scores"]["relevance"]["by_rater"]["ratings-two"] == 5
+    with pytest.raises(SystemExit, match="rules only write conversations"):
+        main(["--output", str(written), "--judge", "rules"])
 
 
 def test_what_texts_hold_stays_text_in_pages(tmp_path):

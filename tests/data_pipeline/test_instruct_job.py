@@ -28,17 +28,16 @@ from tests.data_pipeline.teaching_server import FAULTS, RETRY_AFTER, TeachingSer
 KEY = "sk-a-key-that-nobody-may-see"
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 600  # a hang guard
-SMILES = ("CCO", "CC(=O)O", "c1ccccc1O", "CCN", "CC(C)=O", "C1CCCCC1", "OCC(O)CO", "CC#N", "ClCCl", "C[N+](C)(C)C")
+SMILES = ("CCO", "CC(=O)O", "c1ccccc1O", "CCN", "CC(C)=O", "C1CCCCC1", "OCC(O)CO", "CC#N", "ClCCl", "C[N+](C)(C)C",
+          "CSC", "c1ccncc1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    """Some four hundred small molecules with a text each."""
+    """Some four thousand salts with a text each: no molecule is used twice."""
     path = tmp_path_factory.mktemp("seeds") / "seeds.tsv"
-    pairs = itertools.product(("", *SMILES), (*SMILES, *(f"C{smiles}" for smiles in SMILES)))
-    rows = [
-        f"{one}{'.' * bool(one)}{two}\tA substance with the number {number}." for number, (one, two) in enumerate(pairs)
-    ]
+    parts = itertools.product((*SMILES, *(f"C{smiles}" for smiles in SMILES)), ("", *SMILES), SMILES)
+    rows = [f"{'.'.join(filter(None, part))}\tA substance with the number {n}." for n, part in enumerate(parts)]
     path.write_text("SMILES\tdescription\n" + "\n".join(rows) + "\n")
     return path
 
