@@ -10,7 +10,7 @@ import pytest
 README = Path(__file__).resolve().parents[1] / "README.md"
 MODULES = ("data_pipeline.batch", "data_pipeline.molecule", "data_pipeline.functional_groups", "llamo_jax.config",
            "llamo_jax.models.graph_encoders.gin", "llamo_jax.models.projectors.multi_level", "llamo_jax.models.lora",
-           "llamo_jax.evaluation.answers", "llamo_jax.evaluation.claims",
+           "llamo_jax.evaluation.answers", "llamo_jax.evaluation.claims", "benchmarks.instruction_training",
            "data_pipeline.claims")  # fmt: skip
 
 
