@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
             teachers = [_teacher(options, *_named(spec, options)) for spec in options.judge]
             print(judging.judge(options.output, teachers, options.judged, options.seed, _limits(options)))
         if options.sheet:
-            print(ratings.write_sheet(options.output, options.sheet, options.seed))
+            print(report.write_sheet(options.output, options.sheet, options.seed))
         if options.ratings:
             print(ratings.read_ratings(options.output, options.ratings))
     except DataError as error:

@@ -56,17 +56,6 @@ def sample(path: epath.Path, count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_sheet(folder: epath.Path, count: int, seed: int) -> str:
-    """DIR/sheet.html, to read, and DIR/sheet.csv, to fill in; returns a line for people."""
-    from data_pipeline.instruct.report import sheet_html
-
-    rows = sample(folder / "conversations.jsonl", count, seed)
-    storage.write_text(folder / "sheet.html", sheet_html(rows, RUBRIC))
-    storage.write_text(folder / "sheet.csv", as_csv([(row["id"], "", "", "", "") for row in rows]))
-    html, sheet = folder / "sheet.html", folder / "sheet.csv"
-    return f"{html} shows {len(rows):,} conversations; give raters copies of {sheet}, and the filled ones to --ratings"
-
-
 class Rated(NamedTuple):
     """One rater's scores, by conversation: relevance, correctness, helpfulness; NaN where a cell is empty."""
 

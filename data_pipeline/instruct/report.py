@@ -12,7 +12,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from data_pipeline import storage
 from data_pipeline.guard import tried
 from data_pipeline.instruct.job import CONVERSATIONS, REJECTED
-from data_pipeline.instruct.ratings import sample
+from data_pipeline.instruct.ratings import RUBRIC, as_csv, sample
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 
 REPORT = "report.html"
@@ -112,6 +112,15 @@ def write(folder: epath.Path, quality: Mapping[str, Any]) -> None:
 def sheet_html(rows: Sequence[Mapping[str, Any]], rubric: Mapping[str, str]) -> str:
     """The page that raters read."""
     return _page(_SHEET, rows=rows, rubric=rubric, examples={})
+
+
+def write_sheet(folder: epath.Path, count: int, seed: int) -> str:
+    """DIR/sheet.html, to read, and DIR/sheet.csv, to fill in; returns a line for people."""
+    rows = sample(folder / CONVERSATIONS, count, seed)
+    storage.write_text(folder / "sheet.html", sheet_html(rows, RUBRIC))
+    storage.write_text(folder / "sheet.csv", as_csv([(row["id"], "", "", "", "") for row in rows]))
+    html, sheet = folder / "sheet.html", folder / "sheet.csv"
+    return f"{html} shows {len(rows):,} conversations; give raters copies of {sheet}, and the filled ones to --ratings"
 
 
 def _page(template: str, **values: Any) -> str:
