@@ -39,6 +39,8 @@ CHECKSUMS = "tests/llamo_jax/test_checksums.py"
 RECORD_FILES = "tests/data_pipeline/test_record_files.py -k 'any_records or joined'"
 TOPOLOGIES = "tests/llamo_jax/test_topologies.py -k 'layout or together'"
 CLUSTERS = "tests/llamo_jax/test_clusters.py"
+INSTRUCT = "tests/data_pipeline/test_instruct.py -k 'not written and not rules'"
+INSTRUCT_JOB = "tests/data_pipeline/test_instruct_job.py -k 'not kills and not streams and not slowest'"
 OBSERVABILITY = "tests/llamo_jax/test_observability.py -k 'progress or utilisation'"
 
 
@@ -384,6 +386,32 @@ def _mutants() -> list[Mutant]:
             'return (has_ring_of_class(self._mol, name.removesuffix("s")),)',
             'return (has_ring(self._mol, name.removesuffix("s")),)',
         ),
+    )
+    plant(
+        "data_pipeline/instruct/asking.py",
+        INSTRUCT_JOB,
+        replies_are_not_kept=("        self._replies.keep(request.key, answer)\n", ""),
+        a_busy_server_is_asked_by_others=("max(self._not_before, time.monotonic() + error.after)", "self._not_before"),
+        attempts_are_free=("requests=self._spent.requests + 1)", "requests=self._spent.requests)"),
+    )
+    plant(
+        "data_pipeline/instruct/grounding.py",
+        INSTRUCT,
+        yes_is_never_wrong=("            if not molecules[0].has(claim):", "            if False:"),
+        the_second_is_the_first=('else molecules[1:2] if mention["second"]', 'else molecules[:1] if mention["second"]'),
+        roles_need_no_text=("            if not _stands_in(words, text):", "            if False:"),
+    )
+    plant(
+        "data_pipeline/instruct/quality.py",
+        INSTRUCT,
+        what_follows_a_fault_is_kept=("min((finding.turn for", "max((finding.turn for"),
+        smiles_may_be_told=("            if word in spellings or", "            if False and word in spellings or"),
+    )
+    plant(
+        "data_pipeline/instruct/openai_teacher.py",
+        INSTRUCT_JOB,
+        redirects_are_followed=("follow_redirects=False", "follow_redirects=True"),
+        answers_may_be_endless=("if len(received) > MAX_BYTES", "if len(received) > 1e9"),
     )
     plant(
         "llamo_jax/generation/processing.py",

@@ -176,7 +176,10 @@ class Assembly:
             "findings": dict(self._findings.most_common()),
             "examples": self._examples,
             "rejected_rows": dict(self._rejected_rows.most_common()),
-            "diversity": self._diversity.report(),
+            "diversity": {
+                **self._diversity.report(),
+                "near_duplicates": self._findings["diversity: near-duplicate"] / max(1, self.seen),
+            },
         }
 
 

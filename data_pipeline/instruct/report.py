@@ -56,6 +56,8 @@ _REPORT = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="vi
 <h2>Diversity</h2><table>
 {% for size in (1, 2, 3) %}<tr><td>different {{ size }}-grams of all</td>
 <td class="number">{{ percent(quality.diversity["distinct_%d" % size]) }}</td></tr>{% endfor %}
+<tr><td>near-duplicates, of all that were written</td>
+<td class="number">{{ percent(quality.diversity.near_duplicates) }}</td></tr>
 <tr><td>molecules</td><td class="number">{{ "{:,}".format(quality.diversity.molecules) }}</td></tr>
 <tr><td>functional groups named</td>
 <td class="number">{{ quality.diversity.groups_named }} of {{ quality.diversity.groups_known }}</td></tr></table>

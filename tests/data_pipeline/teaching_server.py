@@ -168,8 +168,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _completion(self, body: dict[str, Any], text: str | None = None) -> dict[str, Any]:
         if text is None:
-            seed = json.loads(body["messages"][-1]["content"])
-            text = json.dumps({"messages": self.server_state.write(seed)})
+            *_, seed = (m["content"] for m in body["messages"] if m["role"] == "user" and m["content"].startswith("{"))
+            again = not body["messages"][-1]["content"].startswith("{")  # asked to mend
+            write = truthful if again else self.server_state.write
+            text = json.dumps({"messages": write(json.loads(seed))})
         message = {"role": "assistant", "content": text}
         return {
             "id": "chatcmpl-1",  # the same for all: nobody may rely on it

@@ -161,6 +161,28 @@ def test_a_bad_teacher_is_seen_and_filtered(seeds, tmp_path):
         assert not any("has 17" in message["content"] or "has 18" in message["content"] for message in row["messages"])
 
 
+def test_a_teacher_is_told_what_is_wrong_and_mends_it(seeds, tmp_path):
+    with TeachingServer(write=hallucinating(1.0)).running() as server:
+        options = arguments(seeds, tmp_path / "out", server.url, "--conversations", "6", "--mend")
+        run(*options, "--kinds", "structure=1")
+        assert server.requests == 12
+        asked = [
+            body["messages"] for body in server.bodies if "Some of that is wrong" in body["messages"][-1]["content"]
+        ]
+        assert len(asked) == 6
+        assert asked[0][-2]["role"] == "assistant"
+        assert "message 2: contradicted: charge: " in asked[0][-1]["content"]
+        assert "message 4: contradicted: rings: " in asked[0][-1]["content"]
+        before = outputs(tmp_path / "out")
+        run(*options, "--kinds", "structure=1")
+        assert server.requests == 12
+    assert outputs(tmp_path / "out") == before
+    rows = [json.loads(line) for line in before["conversations.jsonl"].decode().splitlines()]
+    assert [len(row["messages"]) for row in rows] == [4] * 6
+    assert all(row["provenance"]["mended"] for row in rows)
+    assert json.loads((tmp_path / "out" / "quality.json").read_text())["mended"] == 6
+
+
 def test_a_budget_ends_a_job_and_more_of_it_continues(seeds, tmp_path):
     def options(*more):
         return arguments(seeds, tmp_path / "out", server.url, "--conversations", "30", *more)
