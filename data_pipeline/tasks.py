@@ -233,6 +233,11 @@ def _reads_as_molecule(text: str) -> bool:
         return False
 
 
+def smiles_column(found: Sequence[str]) -> str:
+    """The column that holds molecules, by its name; raises DataError, listing the columns, if there is none."""
+    return _pick(found, None, SMILES_COLUMNS, "--smiles_column")
+
+
 def components(smiles: str) -> tuple[str, ...]:
     """The molecules of a dot-separated SMILES; its charged components, which belong together, are one molecule."""
     neutral: list[str] = []

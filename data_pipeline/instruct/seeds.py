@@ -206,10 +206,10 @@ def _molecules(path: Path, options: TableOptions) -> Iterator[str]:
         if isinstance(row, BadRow):
             continue
         if column is None:
-            names = {name.lower(): name for name in row}
-            column = next((names[name] for name in tasks.SMILES_COLUMNS if name in names), None)
-            if column is None:
-                raise DataError(f"{path}: no column of molecules {tasks.SMILES_COLUMNS}; found {list(row)}")
+            try:
+                column = tasks.smiles_column(list(row))
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from None
         value = row.get(column)
         yield from [value] if isinstance(value, str) else value or ()
 

@@ -4,13 +4,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.guard import tried
 from data_pipeline.molecule import featurize
 from data_pipeline.records import featurized
-from llamo_jax.config import DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.generator import Generator
 from llamo_jax.loading import describe_model, load_generator
+
+EMBEDDINGS = ("pooled", "graph_tokens", "levels")
+"""What `Assistant.embed` gives."""
 
 
 class Assistant:
@@ -59,6 +65,25 @@ class Assistant:
     def answer_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """Answers to requests {"question", "smiles", "history"} (the last two optional), decoded together."""
         return self.generator.answer([_conversation(**request) for request in requests])
+
+    def embed(self, smiles: Sequence[str], *, what: str = "pooled") -> np.ndarray:
+        """Vectors of molecules, float32, in their order, the same in any company.
+
+        Raises InvalidMoleculeError, and ConfigError if the model has no graph tokens.
+
+        what: "pooled" gives [n, D], the mean of the graph tokens; "graph_tokens" [n, Q, D], what the language model is
+        shown; "levels" [n, L, F], the mean over the atoms of each of the encoder's levels, the features' first.
+        """
+        if what not in EMBEDDINGS:
+            raise ValueError(f"what={what!r} is none of {', '.join(EMBEDDINGS)}")
+        if what != "levels" and not self.generator.num_graph_tokens:
+            raise ConfigError("this model's projector gives no graph tokens; ask for levels")
+        graphs = [GraphArrays(*featurize(each)[1:]) for each in smiles]
+        found: list[np.ndarray] = [np.empty(0)] * len(graphs)
+        for index, vectors in self.generator.embed(graphs):
+            tokens = vectors.graph_tokens
+            found[index] = {"pooled": tokens.mean(0), "graph_tokens": tokens, "levels": vectors.levels}[what]
+        return np.stack(found)
 
 
 def _conversation(

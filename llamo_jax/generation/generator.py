@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipeline.batch import EncodedConversation
+from data_pipeline.batch import EncodedConversation, GraphArrays
 from data_pipeline.conversation import Conversation
 from data_pipeline.prompt import PromptEncoder, without_answers
 from data_pipeline.records import Record, featurized
@@ -19,6 +19,7 @@ from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.beams import beam_search
 from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.generation.decode import Generated, admit, advance, empty_rows
+from llamo_jax.generation.embeddings import Embedded, embed_graphs
 from llamo_jax.generation.likelihood import target_log_probabilities
 from llamo_jax.generation.memory import device_bytes, rows_per_shard
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts, prompt_bucket, row_bucket
@@ -150,6 +151,15 @@ class Generator:
             if len(text) > len(shown) and (finished or not text.endswith("\ufffd")):
                 yield text[len(shown) :]
                 shown = text
+
+    @property
+    def num_graph_tokens(self) -> int:
+        """Q, of a molecule."""
+        return self._definition.config.num_graph_tokens
+
+    def embed(self, graphs: Sequence[GraphArrays]) -> Iterator[tuple[int, Embedded]]:
+        """(index, graph tokens and means of the encoder's levels) of every molecule, as they are finished."""
+        return embed_graphs(self._definition, self._arrays, self.mesh, graphs)
 
     def target_log_probabilities(self, records: Sequence[Record]) -> list[np.ndarray]:
         """For each conversation, which holds its answers: float32, the log-probability of each target token."""
