@@ -1,0 +1,71 @@
+"""A question about every molecule of a file: the assistant's answers, in order, whatever interrupts."""
+
+import csv
+import json
+
+import pytest
+
+from llamo_jax.apps import predict
+from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import DecodingConfig
+from llamo_jax.generation.generator import Generator
+
+SMILES = ["CCO", "nonsense", "c1ccccc1", "CC(=O)O", "CCN"]
+QUESTION = "What is it?"
+
+
+@pytest.fixture
+def options(trained, tmp_path):
+    source = tmp_path / "molecules.csv"
+    source.write_text("smiles\n" + "\n".join(SMILES) + "\n")
+    return ["--checkpoint", str(trained), "--input", str(source), "--question", QUESTION, "--max_new_tokens", "6"]
+
+
+def test_the_answers_are_the_assistants(options, trained, tmp_path, capsys):
+    output = tmp_path / "answers.csv"
+    predict.main([*options, "--output", str(output)])
+    assert "answers.csv: 4 answers\n  left out        1  " in capsys.readouterr().out
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["smiles"]) for row in rows] == [
+        ("1", "CCO"),
+        ("3", SMILES[2]),
+        ("4", SMILES[3]),
+        ("5", "CCN"),
+    ]
+    assistant = Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=6))
+    asked = [{"question": QUESTION, "smiles": row["smiles"]} for row in rows]
+    assert [row["answer"] for row in rows] == assistant.answer_batch(asked)
+    assert all(float(row["score"]) < 0 for row in rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.csv", "molecules.csv"]
+
+
+def test_it_goes_on_where_it_was_interrupted(options, tmp_path, monkeypatch):
+    drawn = [*options, "--temperature", "1.5"]
+    predict.main([*drawn, "--output", str(tmp_path / "calm.jsonl")])
+    generate = Generator.generate
+
+    def interrupted(*arguments, **named):
+        for number, found in enumerate(generate(*arguments, **named)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    output = ["--output", str(tmp_path / "out.jsonl")]
+    monkeypatch.setattr(Generator, "generate", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([*drawn, *output])
+    assert stopped.value.code == 130
+    with pytest.raises(SystemExit, match="holds answers of another run \\(other decoding\\)"):
+        predict.main([*options, *output])
+    asked = []
+
+    def counted(self, records, **named):
+        asked.append(len(records))
+        return generate(self, records, **named)
+
+    monkeypatch.setattr(Generator, "generate", counted)
+    predict.main([*drawn, *output])
+    assert asked == [2]
+    assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "calm.jsonl").read_text()
+    assert [json.loads(line)["row"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 3, 4, 5]
