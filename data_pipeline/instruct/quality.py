@@ -73,8 +73,12 @@ class Verdict(NamedTuple):
 
 def judged(shown: Shown, thresholds: Thresholds) -> Verdict:
     """All checks of one conversation; raises InvalidMoleculeError for its molecules."""
-    findings = list(_form(shown, thresholds))
-    if any(finding.turn < 0 for finding in findings):
+    findings = list(_too_long(shown, thresholds))
+    if findings:  # nothing reads on, whatever a teacher may have sent
+        first = findings[0].turn
+        shown = shown._replace(messages=shown.messages[: first - first % 2])
+    findings += _form(shown, thresholds) if shown.messages or not findings else []
+    if not shown.messages or any(finding.turn < 0 for finding in findings):
         return Verdict((), tuple(findings), 0, 0)
     molecules = [_molecule(smiles) for smiles in shown.smiles]
     truth = grounded(shown.messages, molecules, "\n".join(shown.texts))
@@ -121,6 +125,12 @@ _UNWANTED = (
 )
 
 
+def _too_long(shown: Shown, thresholds: Thresholds) -> list[Finding]:
+    lengths = [len(message.content) for message in shown.messages]
+    long = [(turn, length) for turn, length in enumerate(lengths) if length > thresholds.max_characters]
+    return [Finding("form", "too long", f"{length:,} characters", turn) for turn, length in long[:1]]
+
+
 def _form(shown: Shown, thresholds: Thresholds) -> list[Finding]:
     messages = shown.messages
     roles = [message.role for message in messages]
@@ -139,8 +149,6 @@ def _form(shown: Shown, thresholds: Thresholds) -> list[Finding]:
         least = thresholds.min_answer_characters if message.role == "assistant" else 2
         if len(text.strip()) < least:
             found.append(finding("too short", repr(text)))
-        if len(text) > thresholds.max_characters:
-            found.append(finding("too long", f"{len(text):,} characters"))
         for pattern, reason in _UNWANTED:
             match = pattern.search(text)
             if match:

@@ -174,8 +174,8 @@ def test_planted_faults_are_found_and_nothing_else(written):
          {"informativeness: vacuous", "informativeness: says nothing of the molecule",
           "grounding: not in the seed's text"}),
         (("Describe it.", "It is what it is, says nobody."), {"informativeness: says nothing of the molecule"}),
-        (("Describe it.", "x" * 3000), {"form: too long", "informativeness: says nothing of the molecule",
-                                        "form: cut short"}),
+        (("Describe it.", "ester " * 100_000), {"form: too long"}),
+        (("Has it an ester?", "Yes, an ester.", "More?", "acid " * 100_000), {"form: too long"}),
         (("Describe it.",), {"form: roles do not alternate from user to assistant"}),
     ],
 )  # fmt: skip
