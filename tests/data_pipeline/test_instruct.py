@@ -16,6 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.files import TableOptions, read_rows
 from data_pipeline.instruct import ratings
 from data_pipeline.instruct.__main__ import main
+from data_pipeline.instruct.assembly import Assembly, Written
 from data_pipeline.instruct.diversity import Diversity
 from data_pipeline.instruct.examples import EXAMPLES
 from data_pipeline.instruct.kinds import KINDS
@@ -180,7 +181,7 @@ def test_planted_faults_are_found_and_nothing_else(written):
     ],
 )  # fmt: skip
 def test_what_checks_find(texts, found):
-    assert reasons(*texts) - {"form: cut short"} == found - {"form: cut short"}
+    assert reasons(*texts) == found
 
 
 def test_what_people_wrote_supports_what_no_structure_shows():
@@ -263,6 +264,23 @@ def test_molecules_of_evaluation_files_are_kept_out(tmp_path):
     assert wider.reason("CCO") is None  # acyclic, as alanine is: that is no scaffold
 
 
+def test_excluded_and_unreadable_seeds_are_passed_over_and_told(tmp_path):
+    path, held_out, output = tmp_path / "rows.csv", tmp_path / "test.csv", tmp_path / "out"
+    rows = [ALANINE, "nonsense", "CCO", "CCN", "c1ccccc1O", "CC(C)=O"]
+    path.write_text("smiles,description\n" + "".join(f"{smiles},A substance.\n" for smiles in rows))
+    held_out.write_text(f"smiles\n{ALANINE}\n")
+    main(["--input", str(path), "--output", str(output), "--conversations", "8", "--exclude", str(held_out),
+          "--kinds", "comparison=1", "structure=1"])  # fmt: skip
+    shown = [row["smiles"] for row in rows_of(output / "conversations.jsonl")]
+    assert {smiles for each in shown for smiles in ([each] if isinstance(each, str) else each)} == set(rows[2:])
+    pairs = [each for each in shown if not isinstance(each, str)]
+    assert len(pairs) == 4
+    assert all(one != two for one, two in pairs)
+    told = {row["row"]: row["reason"] for row in rows_of(output / "rejected.jsonl") if "row" in row}
+    assert told[1] == "leakage: in an excluded file"
+    assert set(told) == {1, 2}
+
+
 def test_a_request_holds_what_rdkit_proves():
     asked = json.loads(seed_json("structure", [Seed(ALANINE, "An amino acid.", "", "f", 1)]))
     (molecule,) = asked["molecules"]
@@ -312,9 +330,21 @@ def test_near_duplicates_are_found_and_the_rest_is_counted():
     assert report["distinct_1"] == pytest.approx((words - 3) / words, abs=0.02)
 
 
-def test_what_does_not_depend_on_the_molecule_is_rejected(tmp_path):
-    from data_pipeline.instruct.assembly import Assembly, Written
+def test_near_duplicates_are_dropped_from_the_output(tmp_path):
+    said = [{"role": "user", "content": "Its groups?"}, {"role": "assistant", "content": "It has an alcohol group."}]
+    written = [
+        Written(name, "structure", (Seed(smiles, "", "", "f", 1),), Reply(messages=said), None, False)
+        for name, smiles in (("one", "CCO"), ("two", "CCCO"))
+    ]
+    with Assembly.writing(tmp_path / "good", tmp_path / "bad", Thresholds(), {}) as assembly:
+        assembly.add(written, 2)
+    assert [row["id"] for row in rows_of(tmp_path / "good")] == ["one"]
+    (rejected,) = rows_of(tmp_path / "bad")
+    assert (rejected["id"], rejected["reasons"][0]["detail"]) == ("two", "of one")
+    assert assembly.report({"structure": 1.0})["diversity"]["near_duplicates"] == 0.5
 
+
+def test_what_does_not_depend_on_the_molecule_is_rejected(tmp_path):
     messages = [
         {"role": "user", "content": "Is it useful?"},
         {"role": "assistant", "content": "That depends."},

@@ -161,6 +161,39 @@ def test_a_bad_teacher_is_seen_and_filtered(seeds, tmp_path):
         assert not any("has 17" in message["content"] or "has 18" in message["content"] for message in row["messages"])
 
 
+def test_what_is_rejected_is_replaced(seeds, tmp_path):
+    with TeachingServer(write=hallucinating(0.3)).running() as server:
+        options = arguments(seeds, tmp_path / "out", server.url, "--conversations", "30", "--rounds", "6")
+        run(*options, "--kinds", "structure=2", "unknown=1", "--threshold", "near_duplicate=1")
+        quality = json.loads((tmp_path / "out" / "quality.json").read_text())
+        assert quality["conversations"] == 30
+        assert [quality["kinds"][kind]["conversations"] for kind in ("structure", "unknown")] == [20, 10]
+        assert quality["written"] == server.requests > 30
+        before = outputs(tmp_path / "out")
+        run(*options, "--kinds", "structure=2", "unknown=1", "--threshold", "near_duplicate=1")
+        assert server.requests == quality["written"]
+    assert outputs(tmp_path / "out") == before
+
+
+def test_what_is_refused_is_not_asked_again_and_every_attempt_counts(seeds, tmp_path):
+    options = ("--conversations", "8", "--structured", "none")
+    with TeachingServer().running() as server:
+        server.status = 400
+        run(*arguments(seeds, tmp_path / "refused", server.url, *options))
+        run(*arguments(seeds, tmp_path / "refused", server.url, *options))
+        assert server.requests == 8
+    quality = json.loads((tmp_path / "refused" / "quality.json").read_text())
+    assert quality["findings"] == {"teacher: status 400": 8}
+    assert quality["spent"]["requests"] == 8
+    with TeachingServer(faulty=0.5, faults=("broken",)).running() as server:
+        printed = run(*arguments(seeds, tmp_path / "out", server.url, *options, "--max_requests", "3"), status=1)
+        assert "--max_requests=3 is reached" in printed
+        assert server.requests == 3
+        run(*arguments(seeds, tmp_path / "out", server.url, *options))
+        spent = json.loads((tmp_path / "out" / "quality.json").read_text())["spent"]
+        assert spent["requests"] == server.requests > 8
+
+
 def test_a_teacher_is_told_what_is_wrong_and_mends_it(seeds, tmp_path):
     with TeachingServer(write=hallucinating(1.0)).running() as server:
         options = arguments(seeds, tmp_path / "out", server.url, "--conversations", "6", "--mend")
@@ -294,11 +327,38 @@ def test_a_server_that_asks_to_wait_is_left_alone_for_so_long(tmp_path):
     assert second - first >= RETRY_AFTER
 
 
+def test_a_server_that_asks_one_request_to_wait_is_asked_nothing_else(tmp_path):
+    async def work(teacher):
+        with Replies(tmp_path / "replies.sqlite") as replies:
+            asker = Asker(teacher, replies, Limits(backoff=0.0))
+            first = asyncio.create_task(asker.ask(a_request(0)))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # its answer is there by now
+            server.faulty = 0.0
+            await asyncio.gather(first, asker.ask(a_request(1)))
+            await teacher.close()
+
+    with TeachingServer(faulty=1.0, faults=("busy with a time",)).running() as server:
+        asyncio.run(work(asked(server.url)))
+    stamps = sorted(stamp for stamps in server.stamps.values() for stamp in stamps)
+    assert [fault for _, fault in stamps] == ["busy with a time", "well", "well"]
+    assert stamps[1][0] - stamps[0][0] >= RETRY_AFTER
+
+
 def test_requests_per_minute_are_kept_to(tmp_path):
     with TeachingServer().running() as server:
         ask_all(tmp_path, server, Limits(requests_per_minute=301), count=4)
     stamps = sorted(time for times in server.stamps.values() for time, _ in times)
     assert stamps[-1] - stamps[0] >= 3 * 0.19
+
+
+def test_tokens_per_minute_are_kept_to(tmp_path):
+    # a request and its answer are some 340 tokens: 180 a second after a burst of 1,200
+    with TeachingServer().running() as server:
+        ask_all(tmp_path, server, Limits(tokens_per_minute=12_000, concurrency=8), count=6)
+    stamps = sorted(time for times in server.stamps.values() for time, _ in times)
+    assert stamps[-1] - stamps[0] >= (6 * 300 - 1200) / 180 - 0.2
 
 
 def test_what_can_never_work_ends_at_once_and_what_fails_always_ends_soon(tmp_path):
