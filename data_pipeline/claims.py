@@ -86,7 +86,7 @@ _ELEMENTS = {
 _ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
 
 _NUMBERS = {"no": 0, "none": 0, "zero": 0, "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
-            "seven": 7, "eight": 8, "nine": 9, "ten": 10}  # fmt: skip
+            "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 _NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(sorted(_NUMBERS, key=len, reverse=True)) + r")"
 _PREFIXES = {"mono": 1, "di": 2, "tri": 3, "tetra": 4, "penta": 5, "hexa": 6}
 _PREFIXED = ("carboxylic acid", "hydroxy", "amino", "methoxy", "nitro", "fluoro", "chloro", "bromo", "iodo", "ester",
@@ -207,13 +207,15 @@ _DECIMAL = r"(?:about |approximately |roughly |~)?(?P<number>[-\u2212]?\d+(?:\.\
 _QUANTITIES = {
     "mass": rf"\b(?:(?:weigh(?:s|ing)|mass of|weight of|mass is|weight is) {_DECIMAL}"
     r"|(?<![.\d])(?P<before>\d+(?:\.\d+)?)(?= (?:g/mol|daltons?|Da)\b))",
-    "polar surface area": rf"\bpolar surface area (?:of|is) {_DECIMAL}",
+    "polar surface area": rf"\b(?:polar surface area|TPSA) (?:of|is) {_DECIMAL}",
     "Crippen logP": rf"\bCrippen logP (?:of|is) {_DECIMAL}",
 }
 """What is measured, and how texts say it."""
 
 # after "is" with a digit only: "is ATP" is a name
-_FORMULA = re.compile(r"\b(?:formula (?:of |is )?|is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)")
+_FORMULA = re.compile(
+    r"\b(?:formula(?: of| is|,)? |is (?=[A-Za-z]*\d))((?:[A-Z][a-z]?\d*){2,}(?:[-+]\d*)?)(?= |\.|,|$)"
+)
 _STATED = {
     r"\bis acyclic\b": (RING, "ring", 0),
     r"\bis aromatic\b": (RING, "aromatic ring", None),
@@ -221,7 +223,7 @@ _STATED = {
     r"\bis (?:neutral|uncharged|not charged)\b|\bno net charge\b": (COUNT, "charge", 0),
     r"\bis positively charged\b": (COUNT, "charge", "positive"),
     r"\bis negatively charged\b": (COUNT, "charge", "negative"),
-    r"\bis chiral\b": (COUNT, "stereocentres", None),
+    rf"\bis chiral\b|\b(?:has|is|with) an? {_STEREOCENTRE}\b": (COUNT, "stereocentres", None),
     r"\bis (?:achiral|not chiral)\b": (COUNT, "stereocentres", 0),
 }
 

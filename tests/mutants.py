@@ -392,20 +392,22 @@ def _mutants() -> list[Mutant]:
         INSTRUCT_JOB,
         replies_are_not_kept=("        self._replies.keep(request.key, answer)\n", ""),
         a_busy_server_is_asked_by_others=("max(self._not_before, time.monotonic() + error.after)", "self._not_before"),
-        attempts_are_free=("requests=self._spent.requests + 1)", "requests=self._spent.requests)"),
+        attempts_are_free=("self._spend(Spent(requests=1))", "self._spend(Spent())"),
+        useless_replies_are_free=("            self._spend(Spent(0, *error.usage))", "            pass"),
+        tokens_go_at_any_rate=("        for part in _parts(size, self._tokens.max_rate):", "        for part in ():"),
     )
     plant(
         "data_pipeline/instruct/grounding.py",
         INSTRUCT,
         yes_is_never_wrong=("            if not molecules[0].has(claim):", "            if False:"),
-        the_second_is_the_first=('else molecules[1:2] if mention["second"]', 'else molecules[:1] if mention["second"]'),
+        the_second_is_the_first=('else [1] if mention["second"]', 'else [0] if mention["second"]'),
         roles_need_no_text=("            if not _stands_in(words, text):", "            if False:"),
     )
     plant(
         "data_pipeline/instruct/quality.py",
         INSTRUCT,
         what_follows_a_fault_is_kept=("min((finding.turn for", "max((finding.turn for"),
-        smiles_may_be_told=("            if word in spellings or", "            if False and word in spellings or"),
+        smiles_may_be_told=("        if words & spellings:", "        if False:"),
     )
     plant(
         "data_pipeline/instruct/openai_teacher.py",

@@ -16,6 +16,7 @@ Keys are read from the environment (OPENAI_API_KEY) and written nowhere.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_cost", type=float, help="with --price_input and --price_output")
     add("--price_input", type=float, default=0.0, help="of a million tokens")
     add("--price_output", type=float, default=0.0)
+    add("--ask_refused", action="store_true", help="ask what a server has refused once more")
     add("--dry_run", action="store_true", help="plan, estimate, show one request, and stop")
 
     group = parser.add_argument_group("instead of asking a server, or beside it")
@@ -123,12 +125,12 @@ def _teacher(options: argparse.Namespace, name: str, model: str | None) -> Teach
 def _limits(options: argparse.Namespace) -> Limits:
     if options.max_cost is not None and not (options.price_input or options.price_output):
         raise DataError("--max_cost needs --price_input and --price_output, of a million tokens")
-    for name in ("concurrency", "attempts"):
-        if getattr(options, name) < 1:
-            raise DataError(f"--{name} is at least 1")
-    for name in ("requests_per_minute", "tokens_per_minute"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise DataError(f"--{name} is above 0")
+    for name, least in (("concurrency", 1), ("attempts", 1), ("backoff", 0), ("price_input", 0), ("price_output", 0)):
+        if not least <= getattr(options, name) < math.inf:
+            raise DataError(f"--{name} is a number from {least} on")
+    for name in ("requests_per_minute", "tokens_per_minute", "max_requests", "max_tokens", "max_cost"):
+        if getattr(options, name) is not None and not 0 < getattr(options, name) < math.inf:
+            raise DataError(f"--{name} is a number above 0")
     return Limits(**{name: getattr(options, name) for name in Limits._fields})
 
 
@@ -141,12 +143,16 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.input:
             _converse(options)
-        elif not (options.sheet or options.ratings or options.judge):
+        elif not (options.sheet is not None or options.ratings or options.judge):
             parser.error("--input is required")
+        elif not options.output.is_dir():
+            raise DataError(f"{options.output}: no such folder; write conversations first, with --input")
         if options.judge:
             teachers = [_teacher(options, *_named(spec, options)) for spec in options.judge]
             print(judging.judge(options.output, teachers, options.judged, options.seed, _limits(options)))
-        if options.sheet:
+        if options.sheet is not None:
+            if options.sheet < 1:
+                raise DataError("--sheet is at least 1")
             print(report.write_sheet(options.output, options.sheet, options.seed))
         if options.ratings:
             print(ratings.read_ratings(options.output, options.ratings))
@@ -160,8 +166,12 @@ def _named(spec: str, options: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _converse(options: argparse.Namespace) -> None:
-    if options.conversations < 1:
-        raise DataError("--conversations is at least 1")
+    for name, least in (("conversations", 1), ("rounds", 0), ("max_answer_tokens", 1)):
+        if getattr(options, name) < least:
+            raise DataError(f"--{name} is at least {least}")
+    for name, most in (("temperature", 10), ("top_p", 1), ("timeout", 1e6)):
+        if not 0 <= getattr(options, name) <= most:
+            raise DataError(f"--{name} is between 0 and {most:g}")
     teacher, limits = _teacher(options, options.teacher, options.model), _limits(options)
     settings = Settings(
         conversations=options.conversations,
@@ -176,6 +186,8 @@ def _converse(options: argparse.Namespace) -> None:
         thresholds=Thresholds().changed(options.threshold),
     )
     with Job.open(options.input, options.output, settings, teacher.asked) as job:
+        if options.ask_refused:
+            job.replies.forget_refusals()
         if options.read_batch:
             print(batch_files.read(job, options.read_batch))
         items = job.begin()
@@ -185,7 +197,8 @@ def _converse(options: argparse.Namespace) -> None:
             print("\n".join(f"\n[{role}]\n{text}" for role, text in job.plan.request(items[0]).messages))
             return
         if options.write_batch:
-            print(batch_files.write(job, items, teacher.asked, options.write_batch))
+            structure = "schema" if options.structured == "auto" else options.structured
+            print(batch_files.write(job, items, teacher.asked, options.write_batch, structure))
             return
         outcome = job.run(teacher, limits)
         report.write(options.output, outcome.quality)

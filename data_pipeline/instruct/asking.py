@@ -16,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from data_pipeline.errors import DataError
 from data_pipeline.instruct.replies import Replies, Spent
 from data_pipeline.instruct.requests import ReplyError, Request, parsed
-from data_pipeline.instruct.teachers import Answer, RefusedError, Teacher, TryAgainError
+from data_pipeline.instruct.teachers import Answer, RefusedError, Teacher, TryAgainError, Usage
 
 T = TypeVar("T")
 
@@ -25,6 +25,9 @@ CHARACTERS_A_TOKEN = 4.0
 
 REPLY_TOKENS = 300
 """Of a conversation of some turns; only estimates rest on it."""
+
+FAILED_IN_A_ROW, REFUSED_IN_A_ROW = 50, 10
+"""After which a job ends: it is not the requests."""
 
 MAX_WAIT = 60.0  # seconds between two attempts, where the server names no time
 
@@ -71,6 +74,18 @@ class GivenUpError(RuntimeError):
         self.reason = reason
 
 
+def _sum(one: Spent, two: Spent) -> Spent:
+    return Spent(*(a + b for a, b in zip(one, two, strict=True)))
+
+
+def _parts(size: int, most: float) -> Iterator[float]:
+    """A size in parts of at most so much."""
+    left = float(size)
+    while left > 0:
+        yield min(left, most)
+        left -= most
+
+
 def tokens_in(request: Request) -> float:
     """About how many tokens a request has."""
     return sum(len(message.content) for message in request.messages) / CHARACTERS_A_TOKEN
@@ -90,6 +105,9 @@ class Asker:
         self._failed_in_a_row = 0
         self._spent = replies.spent()
         self._under_way = 0
+        self._answers = False
+        self._refusals: list[tuple[str, str]] = []
+        self._refused_in_a_row = 0
         self.faults: Counter[str] = Counter()
 
     @property
@@ -105,7 +123,7 @@ class Asker:
         refusal = self._replies.refusal(request.key)
         if refusal is not None:
             raise RefusedError(refusal)
-        unusable = 0
+        again = 0
         try:
             async for attempt in AsyncRetrying(
                 stop=stop_after_attempt(self._limits.attempts),
@@ -114,54 +132,91 @@ class Asker:
                 reraise=True,
             ):
                 with attempt:
-                    answer = await self._attempt(request, unusable)
                     try:
-                        parsed(answer.text, request.schema)
-                    except ReplyError as error:
-                        unusable += 1
-                        self.faults[error.reason] += 1
-                        raise TryAgainError(error.reason) from None
+                        answer = await self._attempt(request, again)
+                    except TryAgainError as error:
+                        again += error.usage is not None  # a reply that is of no use: another one is wanted
+                        raise
         except TryAgainError as error:
             raise GivenUpError(error.reason) from None
         except RefusedError as error:
-            self._replies.refuse(request.key, error.reason)
+            self._refused(request.key, error.reason)
             raise
         self._replies.keep(request.key, answer)
         return answer
 
-    async def _attempt(self, request: Request, unusable: int) -> Answer:
+    async def _attempt(self, request: Request, again: int) -> Answer:
+        size = round(tokens_in(request)) + REPLY_TOKENS
         await self._requests.acquire()
-        await self._tokens.acquire(min(tokens_in(request) + REPLY_TOKENS, self._tokens.max_rate))
+        for part in _parts(size, self._tokens.max_rate):
+            await self._tokens.acquire(part)
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        # those under way count as made, whatever they will have cost
-        limit = self._limits.reached(self._spent._replace(requests=self._spent.requests + self._under_way))
+        # those under way count at what they will cost about
+        expected = Spent(0, self._under_way * (size - REPLY_TOKENS), self._under_way * REPLY_TOKENS)
+        limit = self._limits.reached(_sum(self._spent, expected))
         if limit:
             raise BudgetError(limit)
-        self._replies.attempted()
+        self._spend(Spent(requests=1))
         self._under_way += 1
         try:
-            answer = await self._teacher.answer(request, unusable)
+            answer = await self._teacher.answer(request, again)
+            return self._usable(request, answer)
         except TryAgainError as error:
-            self.faults[error.reason] += 1
-            self._failed_in_a_row += 1
-            if error.after is not None:
-                self._not_before = max(self._not_before, time.monotonic() + error.after)
-            if self._failed_in_a_row >= max(50, 5 * self._limits.concurrency):
-                raise DataError(
-                    f"{self._failed_in_a_row} attempts failed in a row, the last by: {error.reason}; what is answered "
-                    "is kept, run the same command again to continue"
-                ) from None
+            self._failed(error)
             raise
         finally:
             self._under_way -= 1
-            self._spent = self._spent._replace(requests=self._spent.requests + 1)
+
+    def _usable(self, request: Request, answer: Answer) -> Answer:
+        """The answer, paid for; raises TryAgainError if it is not what was asked for."""
+        usage = answer.usage
+        if self._teacher.metered and not any(usage):  # a server that does not tell
+            usage = Usage(round(tokens_in(request)), round(len(answer.text) / CHARACTERS_A_TOKEN))
+        try:
+            parsed(answer.text, request.schema)
+        except ReplyError as error:
+            raise TryAgainError(error.reason, usage=usage) from None
+        self._spend(Spent(0, *usage))
         self._failed_in_a_row = 0
-        self._spent = self._spent._replace(
-            prompt_tokens=self._spent.prompt_tokens + answer.usage.prompt_tokens,
-            completion_tokens=self._spent.completion_tokens + answer.usage.completion_tokens,
-        )
+        self._answers = True
+        self._refused_in_a_row = 0
+        for key, reason in self._refusals:  # the server answers others: these were refused for what they are
+            self._replies.refuse(key, reason)
+        self._refusals.clear()
         return answer
+
+    def _spend(self, more: Spent) -> None:
+        if self._teacher.metered:
+            self._replies.spend(more)
+            self._spent = _sum(self._spent, more)
+
+    def _failed(self, error: TryAgainError) -> None:
+        """Counts a fault; raises DataError if there is nothing else."""
+        self.faults[error.reason] += 1
+        if error.usage is not None:
+            self._spend(Spent(0, *error.usage))
+        if error.after is not None:
+            self._not_before = max(self._not_before, time.monotonic() + error.after)
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= max(FAILED_IN_A_ROW, 5 * self._limits.concurrency):
+            raise DataError(
+                f"{self._failed_in_a_row} attempts failed in a row, the last by: {error.reason}; what is answered "
+                "is kept, run the same command again to continue"
+            ) from None
+
+    def _refused(self, key: str, reason: str) -> None:
+        """Notes a refusal, for good if others are answered; raises DataError if there is nothing else."""
+        if self._answers:
+            self._replies.refuse(key, reason)
+        else:
+            self._refusals.append((key, reason))
+        self._refused_in_a_row += 1
+        if self._refused_in_a_row >= REFUSED_IN_A_ROW:
+            raise DataError(
+                f"{self._refused_in_a_row} requests in a row were refused, the last by: {reason}; see --model and the "
+                "options of decoding"
+            ) from None
 
     def _wait(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

@@ -89,8 +89,9 @@ class Assembly:
             self._reject(written, findings, ())
             return
         shown = _shown(written)
-        findings = [*verdict.findings, *self._repeats(shown)]
-        kept = verdict.kept if len(findings) == len(verdict.findings) else ()
+        repeats = self._repeats(shown._replace(messages=verdict.kept))
+        findings = [*verdict.findings, *repeats]
+        kept = verdict.kept[: repeats[0].turn - 1] if repeats else verdict.kept
         self._counts.update(claims=verdict.claims, true_claims=verdict.true, mended=written.mended)
         if kept:
             twin = self._diversity.twin(written.key, shown.smiles, kept)

@@ -26,6 +26,7 @@ class Diversity:
         self._kept = MinHashLSH(threshold=min(near_duplicate, _SIEVE), num_perm=PERMUTATIONS)
         self._threshold = near_duplicate
         self._hashes: dict[str, Any] = {}
+        self._places: dict[str, int] = {}
         # counted to 1 %, in 16 kB, however many there are
         self._grams = {size: HyperLogLogPlusPlus(p=14) for size in (1, 2, 3)}
         self._words = Counter[int]()
@@ -42,11 +43,12 @@ class Diversity:
         # of different molecules, too: what is said of both tells a model nothing about either
         sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
         sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
-        for other in self._kept.query(sketch):
-            if self._hashes[other].jaccard(sketch) >= self._threshold:
-                return other
+        twins = [other for other in self._kept.query(sketch) if self._hashes[other].jaccard(sketch) >= self._threshold]
+        if twins:
+            return min(twins, key=self._places.__getitem__)  # the first: sets have no order to rely on
         self._kept.insert(name, sketch)
         self._hashes[name] = sketch
+        self._places[name] = len(self._places)
         self._count(words, smiles, messages)
         return None
 
@@ -55,7 +57,7 @@ class Diversity:
             for start in range(len(words) - size + 1):
                 seen.update(" ".join(words[start : start + size]).encode())
             self._words[size] += max(0, len(words) - size + 1)
-        self._groups.update({name for message in messages for name in mentioned_groups(message.content)})
+        self._groups.update(sorted({name for message in messages for name in mentioned_groups(message.content)}))
         self.molecules.update(smiles)
 
     def sized(self, heavy_atoms: int) -> None:

@@ -35,9 +35,11 @@ class Grounded(NamedTuple):
 CONTRADICTED, UNSUPPORTED, NOT_ANSWERED = "contradicted", "not in the seed's text", "does not answer the question"
 
 
-def grounded(messages: Sequence[Message], molecules: Sequence[Molecule], text: str) -> Grounded:
-    """The claims of every answer, checked; `text`: all that people wrote about the molecules."""
-    written = {(claim.kind, claim.name, claim.number) for claim in claims_in(text)}
+def grounded(messages: Sequence[Message], molecules: Sequence[Molecule], texts: Sequence[str]) -> Grounded:
+    """The claims of every answer, checked; `texts`: what people wrote about each of the molecules."""
+    written = [{(claim.kind, claim.name, claim.number) for claim in claims_in(text)} for text in texts]
+    written += [set()] * (len(molecules) - len(written))
+    text = "\n".join(texts)
     findings = []
     count = true = 0
     for turn, message in enumerate(messages):
@@ -45,7 +47,7 @@ def grounded(messages: Sequence[Message], molecules: Sequence[Molecule], text: s
             continue
         for claim, meant in _attributed(message.content, molecules):
             count += 1
-            if meant(claim) or (claim.kind, claim.name, claim.number) in written:
+            if meant.truly(claim, molecules, written):
                 true += 1
             else:
                 findings.append(Finding("grounding", f"{CONTRADICTED}: {_kind(claim)}", _said(claim), turn))
@@ -73,7 +75,8 @@ _NOUN = r"(?:molecule|compound|structure)"
 _FIRST = rf"\b(?:the )?(?:first|former)(?: {_NOUN}| one)?\b|\b{_NOUN} (?:1|one|A)\b"
 _SECOND = rf"\b(?:the )?(?:second|latter)(?: {_NOUN}| one)?\b|\b{_NOUN} (?:2|two|B)\b"
 _BOTH = (
-    r"\bboth\b|\beach (?:of them|molecule|compound)\b|\bthe two (?:molecules|compounds)\b|\b(?:they|these two) share\b"
+    r"\bboth\b|\bneither (?:molecule|compound|of them|of the two)\b|\beach (?:of them|molecule|compound)\b"
+    r"|\bthe two (?:molecules|compounds)\b|\b(?:they|these two) share\b"
 )
 _MENTION = re.compile(rf"(?P<first>{_FIRST})|(?P<second>{_SECOND})|(?P<both>{_BOTH})", re.IGNORECASE)
 
@@ -81,27 +84,32 @@ _MENTION = re.compile(rf"(?P<first>{_FIRST})|(?P<second>{_SECOND})|(?P<both>{_BO
 class _Meant(NamedTuple):
     """Of which molecules a claim is made: of all of them, or of at least one where the text does not say."""
 
-    molecules: Sequence[Molecule]
+    places: Sequence[int]
     each: bool
 
-    def __call__(self, claim: Claim) -> bool:
-        return (all if self.each else any)(molecule.has(claim) for molecule in self.molecules)
+    def truly(
+        self, claim: Claim, molecules: Sequence[Molecule], written: Sequence[set[tuple[str, str, int | str | None]]]
+    ) -> bool:
+        """Whether the claim is true, or people have written it, of the molecules that are meant."""
+        said = (claim.kind, claim.name, claim.number)
+        found = [molecules[place].has(claim) or said in written[place] for place in self.places]
+        return all(found) if self.each else any(found)
 
 
 def _attributed(answer: str, molecules: Sequence[Molecule]) -> Iterator[tuple[Claim, _Meant]]:
     """The claims of an answer with the molecules that they are about."""
+    every = range(len(molecules))
     if len(molecules) == 1:
-        yield from ((claim, _Meant(molecules, True)) for claim in claims_in(answer))
+        yield from ((claim, _Meant(every, True)) for claim in claims_in(answer))
         return
-    meant = _Meant(molecules, False)
+    meant = _Meant(every, False)
     for sentence in _SENTENCE.split(answer):
         cuts = [*_MENTION.finditer(sentence)]
         starts = [0, *(match.start() for match in cuts[1:]), len(sentence)]
         for index in range(max(1, len(cuts))):
             if cuts:
                 mention = cuts[index]
-                one = molecules[:1] if mention["first"] else molecules[1:2] if mention["second"] else molecules
-                meant = _Meant(one, True)
+                meant = _Meant([0] if mention["first"] else [1] if mention["second"] else every, True)
             yield from ((claim, meant) for claim in claims_in(sentence[starts[index] : starts[index + 1]]))
 
 
@@ -110,7 +118,10 @@ _BEYOND = re.compile(
     r"|\b(?:is|was|are|been|product|metabolite|compound) (?:isolated|found|extracted|obtained|derived) (?:from|in)"
     r" [^.;]+"
     r"|\b(?:is|are) (?:widely |often |commonly )?(?:used|prescribed|sold|marketed) (?:as|for|to|in|under) [^.;]+"
-    r"|\balso known as [^.;]+|\b(?:melts|boils) at [^.;]*\d[^.;]*|\bCAS (?:registry )?number (?:is )?\d[\d-]+",
+    r"|\balso known as [^.;]+|\b(?:melts|boils) at [^.;]*\d[^.;]*"
+    r"|\b(?:melting point|boiling point|pKa|half-life) (?:is|of|near|around) [^.;]*\d[^.;]*"
+    r"|\bfirst (?:synthesi[sz]ed|isolated|prepared|made|described) (?:by|in) [^.;]+"
+    r"|\b(?:approved|sold|marketed) by [^.;]+|\bCAS (?:registry )?number (?:is )?\d[\d-]+",
     re.IGNORECASE,
 )
 _LITTLE = frozenset(
@@ -163,7 +174,8 @@ _CLAIMED = {"group": "groups", "ring": "rings", "element": "elements", "rotatabl
 _NAMES_OF_ACIDS = re.compile(r"\b\w+(?:ic|amic) acids?\b", re.IGNORECASE)
 
 
-def _topics(text: str) -> set[str]:
+def topics_of(text: str) -> set[str]:
+    """What a text speaks of, by _TOPICS and its claims."""
     words = _NAMES_OF_ACIDS.sub(" ", text)  # a carboxylic acid is a group
     topics = {topic for topic, (pattern, _) in _TOPICS.items() if re.search(pattern, words, re.IGNORECASE)}
     kinds = {claim.kind if claim.kind != COUNT else claim.name.partition(":")[0] for claim in claims_in(text)}
@@ -172,6 +184,7 @@ def _topics(text: str) -> set[str]:
 
 _YES, _NO = re.compile(r"\s*yes\b", re.IGNORECASE), re.compile(r"\s*no\b(?! \w+ (?:is|are)\b)", re.IGNORECASE)
 _YES_OR_NO = re.compile(r"\W*(?:(?:and|so|then|but|well)\W+)*(?:does|do|has|have|is|are|can|could)\b", re.IGNORECASE)
+_NUMBER_FIRST = re.compile(r"\W*(?:\d+|no|none|zero|one|two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
 _UNANSWERABLE = re.compile(r"\bcannot\b|\bcan't\b|\bnot (?:tell|known|possible)|\bnothing\b|\bunknown\b", re.IGNORECASE)
 
 
@@ -186,13 +199,18 @@ def _to_the_question(question: str, answer: str, molecules: Sequence[Molecule], 
             if not molecules[0].has(claim):
                 words = f"{'yes' if yes else 'no'} to {question!r}"
                 yield Finding("grounding", f"{CONTRADICTED}: yes or no", words, turn)
-        if not _named(asked) & _named(claims_in(answer)) and len(answer.split()) > 2 and asked[0].kind != COUNT:
+        spoken_of = bool(_named(asked) & _named(claims_in(answer))) or any(
+            word.lower() in answer.lower() for word in re.findall(r"[a-z]{4,}", asked[0].name)
+        )
+        if not spoken_of and len(answer.split()) > 2 and asked[0].kind != COUNT:
             yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {shown(asked[0])}", turn)
             return
-    topics = _topics(question)
+    if re.search(r"\bhow many\b|\bcharge\b|\bcount\b", question, re.IGNORECASE) and _NUMBER_FIRST.match(answer):
+        return
+    topics = topics_of(question)
     if len(topics) == 1 and not _UNANSWERABLE.search(answer) and len(answer.split()) > 2:
         (topic,) = topics
-        if not _topics(answer) & ({topic} | _TOPICS[topic][1]):
+        if not topics_of(answer) & ({topic} | _TOPICS[topic][1]):
             yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {topic}", turn)
 
 

@@ -23,11 +23,11 @@ from data_pipeline.files import TableOptions
 from data_pipeline.instruct.asking import REPLY_TOKENS, Asker, BudgetError, GivenUpError, Limits, in_turn, tokens_in
 from data_pipeline.instruct.assembly import Assembly, Written
 from data_pipeline.instruct.kinds import PROMPT_VERSION
-from data_pipeline.instruct.mending import mending
+from data_pipeline.instruct.mending import better, mending
 from data_pipeline.instruct.plan import Plan, Planned, identity_of, kinds_in_turn
 from data_pipeline.instruct.quality import Thresholds
 from data_pipeline.instruct.replies import Replies, Spent
-from data_pipeline.instruct.requests import Reply, parsed
+from data_pipeline.instruct.requests import Reply, ReplyError, json_schema, parsed
 from data_pipeline.instruct.seeds import Columns, Excluded, fingerprint, read_seeds
 from data_pipeline.instruct.teachers import RefusedError, Teacher
 from data_pipeline.progress import watched
@@ -87,6 +87,7 @@ class Job:
     def __init__(self, folder: epath.Path, plan: Plan, replies: Replies, settings: Settings, unread: list[Any]):
         self.folder, self.plan, self.replies, self.settings = folder, plan, replies, settings
         self._unread = unread
+        self.excluded: dict[str, int] = {}
 
     @classmethod
     @contextlib.contextmanager
@@ -94,22 +95,31 @@ class Job:
         cls, files: Sequence[Path], folder: epath.Path, settings: Settings, asked: Mapping[str, Any]
     ) -> Iterator["Job"]:
         """The job of these files in a folder, locked; raises DataError if another job's output is there."""
-        identity = _identity(files, settings, asked)
         if storage.is_remote(folder):
             raise DataError(f"{folder}: conversations are written on a local disk; copy them when they are finished")
+        for path in (*files, *settings.exclude):
+            if not path.is_file():
+                raise DataError(f"{path}: no such file")
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; choose a folder")
         known = folder / IDENTITY
-        if known.exists():
-            _compare(storage.read_json(known), identity, folder)
-        elif folder.exists() and storage.contents(folder):
+        if not known.exists() and folder.exists() and storage.contents(folder):
             raise DataError(f"{folder} holds something else; choose another folder")
+        # read first: a first try with a wrong column leaves nothing behind
+        identity = _identity(files, settings, asked)
+        seeds, unread = read_seeds(files, settings.columns, settings.table)
+        excluded = Excluded(settings.exclude, scaffolds=settings.exclude_scaffolds, options=settings.table)
         storage.make_folder(folder)
         with storage.locked(folder):
+            if known.exists() and not _is_same(known, identity, folder):
+                for path in folder.glob(f"{REPLIES}*"):  # another job's, which was answered nothing
+                    storage.remove(path)
             storage.write_json(known, identity)
-            seeds, unread = read_seeds(files, settings.columns, settings.table)
-            excluded = Excluded(settings.exclude, scaffolds=settings.exclude_scaffolds, options=settings.table)
             with Replies(folder / REPLIES) as replies:
                 plan = Plan(seeds, excluded, settings.seed, json.dumps(dict(asked), sort_keys=True), replies)
-                yield cls(folder, plan, replies, settings, unread)
+                job = cls(folder, plan, replies, settings, unread)
+                job.excluded = {"molecules": excluded.molecules, "unreadable_rows": excluded.unreadable}
+                yield job
 
     def begin(self) -> list[Planned]:
         """The conversations of the first round."""
@@ -166,6 +176,7 @@ class Job:
             "thresholds": self.settings.thresholds._asdict(),
             "teacher": dict(teacher.asked),
             "prompt_version": PROMPT_VERSION,
+            "excluded": self.excluded,
             "spent": {**spent._asdict(), **({"cost": cost} if cost else {})},
             "faults": dict(faults.most_common()),
         }
@@ -240,18 +251,26 @@ class Job:
             answer = self.replies.get(item.key)
             if answer is None:
                 continue
-            mended = None
+            chosen, mended = answer.text, False
             if self.settings.mend:
                 mend = mending(self.plan.request(item), answer, (kind, seeds), self.settings.thresholds)
-                mended = self.replies.get(mend.key) if mend is not None else None
-            reply = parsed((mended or answer).text, Reply)
+                again = self.replies.get(mend.key) if mend is not None else None
+                if again is not None and better((kind, seeds), again, answer, self.settings.thresholds):
+                    chosen, mended = again.text, True
+            try:
+                reply = parsed(chosen, Reply)
+            except ReplyError as error:
+                yield Written(item.key, kind, tuple(seeds), None, error.reason, False)
+                continue
             assert isinstance(reply, Reply)
-            yield Written(item.key, kind, tuple(seeds), reply, None, mended is not None)
+            yield Written(item.key, kind, tuple(seeds), reply, None, mended)
 
 
 def _identity(files: Sequence[Path], settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "prompt_version": PROMPT_VERSION,
+        "schema": json_schema(Reply),
+        "rdkit": rdkit.__version__,  # facts may differ, and with them what is asked
         "inputs": fingerprint(files),
         "exclude": fingerprint(settings.exclude),
         "exclude_scaffolds": settings.exclude_scaffolds,
@@ -263,9 +282,18 @@ def _identity(files: Sequence[Path], settings: Settings, asked: Mapping[str, Any
     }
 
 
-def _compare(known: Mapping[str, Any], identity: Mapping[str, Any], folder: epath.Path) -> None:
-    """What may differ between runs is not in it: how many conversations, limits, thresholds, rounds."""
+def _is_same(path: epath.Path, identity: Mapping[str, Any], folder: epath.Path) -> bool:
+    """Whether the folder's job is this one; raises DataError if it is another that has replies.
+
+    What may differ between runs is not in it: how many conversations, limits, thresholds, rounds.
+    """
+    known = storage.read_json(path)
     differing = [name for name in identity if known.get(name) != json.loads(json.dumps(identity[name]))]
+    if differing and (folder / REPLIES).exists():
+        with Replies(folder / REPLIES) as replies:
+            if not replies.answered():
+                return False
     if differing:
         told = "; ".join(f"{name}: {known.get(name)} there, {identity[name]} now" for name in differing)
         raise DataError(f"{folder} holds another job's conversations; choose another folder ({told})")
+    return not differing

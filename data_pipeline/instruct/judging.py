@@ -51,20 +51,29 @@ def judge(folder: epath.Path, teachers: Sequence[Teacher], count: int, seed: int
     if not rows:
         raise DataError(f"{folder / CONVERSATIONS} holds no conversations")
     told = []
-    for teacher in teachers:
+    if len({teacher.model for teacher in teachers}) < len(teachers):
+        raise DataError("--judge names one model twice: it would agree with itself")
+    for number, teacher in enumerate(teachers, start=1):
         name = re.sub(r"[^\w.-]+", "-", teacher.model)
-        with Replies(folder / REPLIES) as replies, asyncio.Runner() as runner:
+        with (
+            storage.locked(folder),
+            Replies(folder / REPLIES) as replies,
+            asyncio.Runner() as runner,
+        ):
             requests = [_request(row, teacher) for row in rows]
-            given = runner.run(_ask(teacher, replies, limits, requests))
+            given, failed = runner.run(_ask(teacher, replies, limits, requests))
             runner.run(teacher.close())
-        path = folder / f"ratings-{name}.csv"
+        path = folder / f"ratings-{number}-{name}.csv"
         lines = [
             (row["id"], rating.relevance, rating.correctness, rating.helpfulness, rating.comment)
             for row, rating in zip(rows, given, strict=True)
             if rating is not None
         ]
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in failed.most_common(3))
         if not lines:
-            raise DataError(f"{teacher.model} rated none of {len(rows)} conversations")
+            raise DataError(f"{teacher.model} rated none of {len(rows)} conversations: {reasons}")
+        if failed:
+            print(f"{teacher.model} rated {len(lines):,} of {len(rows):,} conversations: {reasons}", flush=True)
         storage.write_text(path, ratings.as_csv(lines))
         told.append(path)
     return ratings.read_ratings(folder, told)
@@ -79,7 +88,9 @@ def _request(row: dict[str, Any], teacher: Teacher) -> Request:
     return made_request(messages, Rating, ratings.as_json(teacher.asked))
 
 
-async def _ask(teacher: Teacher, replies: Replies, limits: Limits, requests: Sequence[Request]) -> list[Rating | None]:
+async def _ask(
+    teacher: Teacher, replies: Replies, limits: Limits, requests: Sequence[Request]
+) -> tuple[list[Rating | None], Counter[str]]:
     asker = Asker(teacher, replies, limits)
     found: list[Rating | None] = [None] * len(requests)
     failed: Counter[str] = Counter()
@@ -101,4 +112,4 @@ async def _ask(teacher: Teacher, replies: Replies, limits: Limits, requests: Seq
             await in_turn(range(len(requests)), work, limits.concurrency if teacher.metered else 1)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-    return found
+    return found, failed

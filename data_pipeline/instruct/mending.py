@@ -6,7 +6,7 @@ from data_pipeline.conversation import Message
 from data_pipeline.instruct.grounding import Finding
 from data_pipeline.instruct.quality import Shown, Thresholds, judged
 from data_pipeline.instruct.requests import Reply, Request, parsed
-from data_pipeline.instruct.seeds import Seed
+from data_pipeline.instruct.seeds import Seed, digest_of
 from data_pipeline.instruct.teachers import Answer
 
 _ASK = (
@@ -32,7 +32,19 @@ def mending(
     if not findings:
         return None
     faults = "\n".join(dict.fromkeys(_told(finding) for finding in findings))
-    return request.followed_by(Message("assistant", answer.text), Message("user", _ASK.format(faults)))
+    mend = request.followed_by(Message("assistant", answer.text), Message("user", _ASK.format(faults)))
+    # one mending of a reply, whatever thresholds found in it: they may change without asking again
+    return mend._replace(key=digest_of(f"mend {request.key} {answer.text}"))
+
+
+def better(about: tuple[str, Sequence[Seed]], mended: Answer, answer: Answer, thresholds: Thresholds) -> bool:
+    """Whether a mended reply leaves at least as much as the one that it replaces."""
+    kept = []
+    for each in (mended, answer):
+        reply = parsed(each.text, Reply)
+        assert isinstance(reply, Reply)
+        kept.append(len(judged(shown_of(*about, reply), thresholds).kept))
+    return kept[0] >= kept[1]
 
 
 def _told(finding: Finding) -> str:

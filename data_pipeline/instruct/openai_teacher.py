@@ -19,7 +19,13 @@ MAX_RETRY_AFTER = 3600.0
 """Seconds; a server that asks for more is taken to be out of order."""
 
 _AGAIN = frozenset((408, 409, 425, 429))
-_FATAL = {401: "the key is refused", 403: "the key may not do this", 404: "no such model or address"}
+_FATAL = {
+    401: "the key is refused",
+    402: "it wants to be paid",
+    403: "the key may not do this",
+    404: "no such model or address",
+    405: "no such address",
+}
 _NO_KEY = "none"  # servers on one's own machine want none, and the library insists on some
 STRUCTURES = ("schema", "json", "none")
 
@@ -39,9 +45,10 @@ class OpenAITeacher:
         except ImportError:
             raise DataError('teacher openai needs a library: pip install "llamo_jax[instruct]"') from None
         base_url = options.base_url or os.environ.get("OPENAI_BASE_URL")
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key and not base_url:
-            raise DataError("set OPENAI_API_KEY, or give the address of a server of your own with --base_url")
+        key = (os.environ.get("OPENAI_API_KEY") or "").strip()
+        if not key.isascii():
+            raise DataError("OPENAI_API_KEY holds characters that no key has")
+        self._without_key = not key and not base_url
         if not options.model:
             raise DataError("teacher openai needs --model, such as gpt-4.1-mini")
         if options.structured not in ("auto", *STRUCTURES):
@@ -58,6 +65,7 @@ class OpenAITeacher:
         self._timeout = options.timeout
         self._structure = 0 if options.structured == "auto" else STRUCTURES.index(options.structured)
         self._fixed = options.structured != "auto"
+        self._lower: dict[str, int] = {}  # by request, until it is answered: a refusal may be its own
         self._openai = openai
         # one attempt at a time: repeating is the job's, which counts and pays for attempts; and a key that follows a
         # redirect is a key given away
@@ -71,19 +79,26 @@ class OpenAITeacher:
 
     async def answer(self, request: Request, again: int = 0) -> Answer:
         """One attempt, of at most `timeout` seconds and MAX_BYTES."""
-        structure = self._structure
+        if self._without_key:
+            raise DataError("set OPENAI_API_KEY, or give the address of a server of your own with --base_url")
+        structure = max(self._structure, self._lower.get(request.key, 0))
         try:
             async with asyncio.timeout(self._timeout):
-                content = await self._post(body(self.asked, request, STRUCTURES[structure], again), request.key)
+                # servers that know the header charge a request once, however often it is sent
+                name = f"{request.key}-{again}-{structure}"
+                content = await self._post(body(self.asked, request, STRUCTURES[structure], again), name)
         except TimeoutError:
             raise TryAgainError("timeout") from None
         except self._openai.APIStatusError as error:
-            self._judge(error, structure)
+            self._judge(error, request.key, structure)
         except self._openai.APIConnectionError as error:
             raise TryAgainError(_connection_reason(error)) from None
         except self._openai.OpenAIError as error:
             raise TryAgainError(type(error).__name__) from None
-        return read_completion(content)
+        answer = read_completion(content)
+        if self._lower.pop(request.key, 0) == structure > self._structure:
+            self._structure = structure  # the server does not offer more
+        return answer
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -94,7 +109,6 @@ class OpenAITeacher:
         create = self._client.chat.completions.with_streaming_response.create
         received = bytearray()
         try:
-            # servers that know the header charge a repeated request once
             async with create(**content, extra_headers={"Idempotency-Key": key}) as response:
                 async for piece in response.iter_bytes():
                     received += piece
@@ -108,17 +122,17 @@ class OpenAITeacher:
             raise TryAgainError(f"the connection broke ({type(error).__name__})") from None
         return bytes(received)
 
-    def _judge(self, error: "APIStatusError", structure: int) -> None:
+    def _judge(self, error: "APIStatusError", key: str, structure: int) -> None:
         """Raises what a status means; without its text, in which a server may repeat anything."""
         status = error.status_code
         if status in _FATAL:
             raise DataError(f"the server answers {status}: {_FATAL[status]}; see OPENAI_API_KEY, --base_url, --model")
         if status in (400, 422) and not self._fixed and structure < len(STRUCTURES) - 1:
-            if self._structure == structure:  # of several under way, the first moves on
-                self._structure += 1
+            self._lower[key] = structure + 1
             raise TryAgainError(f"response_format {STRUCTURES[structure]} is not offered")
         if status in _AGAIN or status >= 500 or 300 <= status < 400:
             raise TryAgainError(f"status {status}", _retry_after(error.response.headers.get("retry-after")))
+        self._lower.pop(key, None)
         raise RefusedError(f"status {status}")
 
 
@@ -143,16 +157,21 @@ def read_completion(content: bytes | str) -> Answer:
         text, reason = choice["message"]["content"], choice.get("finish_reason")
         refusal = choice["message"].get("refusal")
         usage = completion.get("usage") or {}
-        counts = Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        counts = Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise TryAgainError("not a chat completion") from None
     if refusal or reason == "content_filter":
         raise RefusedError("the model refuses")
     if not isinstance(text, str) or not text.strip():
-        raise TryAgainError("an empty answer")
+        raise TryAgainError("an empty answer", usage=counts)
     if reason == "length":
-        raise TryAgainError("an answer cut at --max_tokens")
+        raise TryAgainError("an answer cut at --max_answer_tokens", usage=counts)
     return Answer(text, counts)
+
+
+def _count(value: Any) -> int:
+    """Tokens that a server reports, within reason."""
+    return min(max(0, int(value or 0)), 10**7)
 
 
 def _retry_after(value: str | None) -> float | None:

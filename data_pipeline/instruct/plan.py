@@ -9,7 +9,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.instruct.kinds import KINDS
 from data_pipeline.instruct.replies import Replies
 from data_pipeline.instruct.requests import Request, request_for
-from data_pipeline.instruct.seeds import Excluded, Seed, facts_about
+from data_pipeline.instruct.seeds import Excluded, Seed, canonical, facts_about
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.progress import watched
 
@@ -48,10 +48,13 @@ class Plan:
             used = self.items[-1].used if self.items else 0
             before = set(self.skipped)
             chosen: list[int] = []
+            begin = used
             while len(chosen) < KINDS[kind].molecules:
+                if used - begin > 2 * len(self.seeds):
+                    raise DataError(self._too_few(kind))
                 index = self._at(used)
                 used += 1
-                if index not in chosen and self._usable(index):
+                if self._usable(index) and self._differs(index, chosen):
                     chosen.append(index)
             new = [(index, reason) for index, reason in self.skipped.items() if index not in before]
             item = Planned(len(self.items), kind, tuple(chosen), used)
@@ -64,21 +67,31 @@ class Plan:
         """What the teacher is asked for it."""
         rng = random.Random(f"{self._seed} {item.number}")
         asked = f"{self._asked} {item.number}"  # a seed that is used again shall not get the same conversation
-        return request_for(item.kind, [self.seeds[index] for index in item.seeds], rng, asked)
+        request = request_for(item.kind, [self.seeds[index] for index in item.seeds], rng, asked)
+        return request._replace(key=item.key or request.key)
 
     def _usable(self, index: int) -> bool:
         if index in self.skipped:
             return False
         try:
             reason = self._excluded.reason(self.seeds[index].smiles)
-            facts_about(self.seeds[index].smiles)
+            if not facts_about(self.seeds[index].smiles).basic.elements:
+                reason = reason or "no heavy atoms"
         except InvalidMoleculeError as error:
             reason = error.reason
         if reason:
             self.skipped[index] = reason
-            if len(self.seeds) - len(self.skipped) < max(kind.molecules for kind in KINDS.values()):
-                raise DataError(f"too few rows can be used: {dict(Counter(self.skipped.values()).most_common(5))}")
         return not reason
+
+    def _differs(self, index: int, chosen: Sequence[int]) -> bool:
+        """Whether it is another molecule than those, however it is written."""
+        found = canonical(self.seeds[index].smiles)
+        return all(found != canonical(self.seeds[other].smiles) for other in chosen)
+
+    def _too_few(self, kind: str) -> str:
+        found = f"{len(self.seeds) - len(self.skipped)} of {len(self.seeds)} rows can be used"
+        why = f" ({dict(Counter(self.skipped.values()).most_common(5))})" if self.skipped else ""
+        return f"{found}{why}: too few different molecules for conversations of the kind {kind}"
 
     def _at(self, used: int) -> int:
         turn, place = divmod(used, len(self.seeds))

@@ -6,6 +6,7 @@ without turns is rejected.
 
 import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from data_pipeline.claims import Molecule, claims_in
 from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
 from data_pipeline.guard import tried
-from data_pipeline.instruct.grounding import Finding, grounded
+from data_pipeline.instruct.grounding import Finding, grounded, topics_of
 from data_pipeline.instruct.kinds import KINDS, RULES
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 
@@ -81,7 +82,7 @@ def judged(shown: Shown, thresholds: Thresholds) -> Verdict:
     if not shown.messages or any(finding.turn < 0 for finding in findings):
         return Verdict((), tuple(findings), 0, 0)
     molecules = [_molecule(smiles) for smiles in shown.smiles]
-    truth = grounded(shown.messages, molecules, "\n".join(shown.texts))
+    truth = grounded(shown.messages, molecules, shown.texts)
     unsupported = [finding for finding in truth.findings if finding.reason.startswith("not in")]
     if len(unsupported) <= thresholds.max_unsupported:
         findings += [finding for finding in truth.findings if finding not in unsupported]
@@ -101,18 +102,20 @@ def _molecule(smiles: str) -> Molecule:
 
 
 _MARKUP = re.compile(
-    r"<graph>|</?s>|\[/?INST\]|<<SYS>>|<\|[^|]*\|>|```|^\s*(?:user|assistant|system|human)\s*:|\{\s*\"|\\n|<[a-z/][^>]*>",
+    r"<graph>|</?s>|\[/?INST\]|<<SYS>>|<\|[^|]*\|>|```|^\s*(?:user|assistant|system|human)\s*:|\{\s*\"|\\n|<[a-z/][^>]*>"
+    r"|\*\*|^#+ |^\s*(?:[-*•]|\d+[.)]) |\]\(http|\$[^$\n]+\$",
     re.IGNORECASE | re.MULTILINE,
 )
 _ITSELF = re.compile(
     r"\bas an? (?:\w+ )?(?:AI|language model|LLM|chatbot|assistant)\b"
     r"|\bI(?:'m| am) an? (?:\w+ )?(?:AI|language model|LLM)\b"
-    r"|\bmy training data\b|\bI(?:'m| am) sorry, but\b",
+    r"|\bI(?:'m| am) (?:just|only) an? |\bmy training data\b|\bI(?:'m| am) sorry, but\b",
     re.IGNORECASE,
 )
-_GARBLED = re.compile(r"[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_GARBLED = re.compile(r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _PROMPT = re.compile(
-    r"\b(?:given|provided) (?:facts|description|JSON|text|data)\b|\bthe (?:facts|JSON|prompt) (?:say|state|list|given)"
+    r"\bprevious instructions\b|\binput JSON\b|\bthe description (?:mentions|says|states|lists)\b"
+    r"|\b(?:given|provided) (?:facts|description|JSON|text|data)\b|\bthe (?:facts|JSON|prompt) (?:say|state|list|given)"
     r"|\baccording to (?:the )?(?:facts|JSON|RDKit|description)\b|\biupac_name\b|\bRDKit\b",
     re.IGNORECASE,
 )
@@ -155,14 +158,23 @@ def _form(shown: Shown, thresholds: Thresholds) -> list[Finding]:
                 found.append(finding(reason, match.group().strip()))
         if _prompt_words() & _grams(text, 8):
             found.append(finding("words of the prompt", text[:100]))
-        if message.role == "assistant" and len(text.split()) > 3 and text.strip()[-1] not in ".!?)”\"'":
+        if message.role == "assistant" and len(text.split()) > 3 and text.strip()[-1] not in ".!?…)”\"'":
             found.append(finding("cut short", text[-60:]))
+        letters = [character for character in text if character.isalpha()]
+        if sum(not _is_western(letter) for letter in letters) > 0.3 * len(letters):
+            found.append(finding("another script", text[:100]))
+        if len(text.split()) > 30 and len(set(_words(text))) < 0.3 * len(text.split()):
+            found.append(finding("repeats itself", text[:100]))
         language, probability = _languages().classify(text)
         if len(text.split()) > 3 and language != "en" and probability >= thresholds.foreign:
             found.append(finding(f"language {language}", text[:100]))
     if len(answers) == 1 and any(_is_copy(answers[0], text, thresholds.copied) for text in shown.texts if text):
         found.append(Finding("form", "a copy of the seed's text and nothing else", answers[0][:100]))
     return found
+
+
+def _is_western(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(("LATIN", "GREEK"))
 
 
 @functools.cache
@@ -204,7 +216,7 @@ def _vacuous(shown: Shown) -> list[Finding]:
     found = [
         Finding("informativeness", "vacuous", text, turn) for turn, text in answers if _VACUOUS.match(text.strip())
     ]
-    told = any(claims_in(text) or _about_the_text(text, shown.texts) for _, text in answers)
+    told = any(claims_in(text) or topics_of(text) or _about_the_text(text, shown.texts) for _, text in answers)
     if not told:
         found.append(Finding("informativeness", "says nothing of the molecule", answers[0][1][:100]))
     return found
@@ -215,7 +227,11 @@ def _about_the_text(answer: str, texts: Sequence[str]) -> bool:
     return any(_grams(answer, 3) & _grams(text, 3) for text in texts if text)
 
 
-_IDENTIFIER = re.compile(r"\bInChI=1|\b[A-Z]{14}-[A-Z]{10}-[A-Z]\b")
+_IDENTIFIER = re.compile(
+    r"\bInChI=1|\b[A-Z]{14}-[A-Z]{10}-[A-Z]\b|\bCAS\b[^.;]{0,20}\d+-\d\d-\d\b|\bCID:? ?\d+|\bCHEMBL ?\d+|\bDB\d{5}\b"
+    r"|\bCHEBI:\d+",
+    re.IGNORECASE,
+)
 _LIKE_SMILES = re.compile(r"(?<![\w-])[A-Za-z0-9@+\-\[\]()=#$/\\%.]{6,}")
 
 
@@ -227,9 +243,13 @@ def _given_away(shown: Shown) -> list[Finding]:
         match = _IDENTIFIER.search(message.content)
         if match:
             found.append(Finding("leakage", "an identifier", match.group(), turn))
+        words = {word.strip(".,;:?!'\"“”") for word in message.content.split() if len(word) > 2}
+        if words & spellings:
+            found.append(Finding("leakage", "a SMILES", min(words & spellings)[:100], turn))
+            continue
         for word in _LIKE_SMILES.findall(message.content):
             word = word.rstrip(".,;:?!")
-            if word in spellings or (re.search(r"[=#()\[\]]", word) and _is_smiles(word)):
+            if re.search(r"[=#()\[\]]|[A-Za-z]1", word) and _is_smiles(word):
                 found.append(Finding("leakage", "a SMILES", word[:100], turn))
                 break
     return found
@@ -246,6 +266,6 @@ def _is_smiles(word: str) -> bool:
     if not re.search(r"[CcNnOo]", word) or re.search(r"[adefghijklmqtuvwxyz]{2}", word):
         return False
     try:
-        return tried(parse_smiles, word).GetNumHeavyAtoms() > 3
+        return tried(parse_smiles, word).GetNumHeavyAtoms() > 5
     except InvalidMoleculeError:
         return False

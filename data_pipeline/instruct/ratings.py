@@ -94,7 +94,10 @@ def _score(text: str, where: str) -> float:
 
 def read_ratings(folder: epath.Path, paths: Sequence[Path]) -> str:
     """Means and agreement of several sheets, to DIR/ratings.json; returns a table for people."""
-    result = summarize([read_sheet(Path(path)) for path in paths])
+    rated = [read_sheet(Path(path)) for path in paths]
+    if len({each.rater for each in rated}) < len(rated):  # anna/sheet.csv, ben/sheet.csv
+        rated = [each._replace(rater=str(path.with_suffix(""))) for each, path in zip(rated, paths, strict=True)]
+    result = summarize(rated)
     storage.write_json(folder / RATINGS, result)
     lines = [f"{'':<14}{'mean':>7}{'95 % interval':>18}{'alpha':>8}   by rater"]
     for name, values in result["scores"].items():
@@ -118,7 +121,7 @@ def summarize(rated: Sequence[Rated]) -> dict[str, Any]:
     result: dict[str, Any] = {
         "raters": [each.rater for each in rated],
         "conversations": len(names),
-        "shared": int(((~np.isnan(table[:, :, 0])).sum(0) > 1).sum()),
+        "shared": int(((~np.isnan(table).all(axis=2)).sum(0) > 1).sum()),
         "scores": {},
     }
     for column, name in enumerate(RUBRIC):

@@ -3,9 +3,10 @@
 One SQLite file: a reply is on the disk when `keep` returns, and a killed process leaves what it has kept.
 """
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -15,7 +16,7 @@ from data_pipeline.instruct.teachers import Answer, Usage
 
 
 class Spent(NamedTuple):
-    """Attempts (failed ones, too), and tokens of those that were answered."""
+    """Attempts (failed ones, too), and tokens of those that were answered, of use or not."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -35,8 +36,9 @@ class Replies:
             self._file.executescript(
                 "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, text TEXT, refusal TEXT, "
                 "prompt_tokens INTEGER, completion_tokens INTEGER) WITHOUT ROWID;"
-                "CREATE TABLE IF NOT EXISTS attempts (id INTEGER PRIMARY KEY CHECK (id = 0), count INTEGER);"
-                "INSERT OR IGNORE INTO attempts VALUES (0, 0);"
+                "CREATE TABLE IF NOT EXISTS spent (id INTEGER PRIMARY KEY CHECK (id = 0), requests INTEGER, "
+                "prompt_tokens INTEGER, completion_tokens INTEGER);"
+                "INSERT OR IGNORE INTO spent VALUES (0, 0, 0, 0);"
                 "CREATE TABLE IF NOT EXISTS plan (number INTEGER PRIMARY KEY, content TEXT);"
             )
         except sqlite3.DatabaseError as error:
@@ -44,54 +46,70 @@ class Replies:
 
     def get(self, key: str) -> Answer | None:
         """The reply to a request; None if there is none yet, or it was refused."""
-        row = self._file.execute(
-            "SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?", (key,)
-        ).fetchone()
-        return None if row is None or row[0] is None else Answer(row[0], Usage(row[1], row[2]))
+        rows = self._rows("SELECT text, prompt_tokens, completion_tokens FROM replies WHERE key = ?", key)
+        return Answer(rows[0][0], Usage(*rows[0][1:])) if rows and rows[0][0] is not None else None
 
     def has(self, key: str) -> bool:
         """Whether a request has a reply, or a refusal."""
-        return self._file.execute("SELECT 1 FROM replies WHERE key = ?", (key,)).fetchone() is not None
+        return bool(self._rows("SELECT 1 FROM replies WHERE key = ?", key))
 
     def refusal(self, key: str) -> str | None:
         """Why a request will never be answered, if that is so."""
-        row = self._file.execute("SELECT refusal FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        rows = self._rows("SELECT refusal FROM replies WHERE key = ?", key)
+        return rows[0][0] if rows else None
 
     def keep(self, key: str, answer: Answer) -> None:
         """A reply, once: another one to the same request is not kept."""
-        self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, NULL, ?, ?)", (key, answer.text, *answer.usage))
+        self._rows("INSERT OR IGNORE INTO replies VALUES (?, ?, NULL, ?, ?)", key, answer.text, *answer.usage)
 
     def refuse(self, key: str, reason: str) -> None:
         """That a request will never be answered."""
-        self._file.execute("INSERT OR IGNORE INTO replies VALUES (?, NULL, ?, 0, 0)", (key, reason))
+        self._rows("INSERT OR IGNORE INTO replies VALUES (?, NULL, ?, 0, 0)", key, reason)
 
-    def attempted(self) -> None:
-        """One more request is about to be sent."""
-        self._file.execute("UPDATE attempts SET count = count + 1")
+    def forget_refusals(self) -> None:
+        """They are asked again."""
+        self._rows("DELETE FROM replies WHERE text IS NULL")
+
+    def spend(self, more: Spent) -> None:
+        """What an attempt costs: the request before it is sent, tokens when there is an answer, of use or not."""
+        self._rows(
+            "UPDATE spent SET requests = requests + ?, prompt_tokens = prompt_tokens + ?, "
+            "completion_tokens = completion_tokens + ?",
+            *more,
+        )
 
     def spent(self) -> Spent:
         """In all runs of this folder."""
-        (count,) = self._file.execute("SELECT count FROM attempts").fetchone()
-        tokens = self._file.execute("SELECT TOTAL(prompt_tokens), TOTAL(completion_tokens) FROM replies").fetchone()
-        return Spent(count, *map(int, tokens))
+        return Spent(*self._rows("SELECT requests, prompt_tokens, completion_tokens FROM spent")[0])
 
     def answered(self) -> int:
         """How many requests have a reply."""
-        return self._file.execute("SELECT COUNT(*) FROM replies WHERE text IS NOT NULL").fetchone()[0]
+        return self._rows("SELECT COUNT(*) FROM replies WHERE text IS NOT NULL")[0][0]
 
     def planned(self) -> list[Any]:
         """What `plan` kept, in its order."""
-        return [json.loads(row[0]) for row in self._file.execute("SELECT content FROM plan ORDER BY number")]
+        return [json.loads(row[0]) for row in self._rows("SELECT content FROM plan ORDER BY number")]
 
     def plan(self, start: int, contents: Iterable[Sequence[Any]]) -> None:
         """Appends to the plan, from number `start` on."""
-        self._file.execute("BEGIN")
-        self._file.executemany(
-            "INSERT OR REPLACE INTO plan VALUES (?, ?)",
-            ((start + index, json.dumps(content)) for index, content in enumerate(contents)),
-        )
-        self._file.execute("COMMIT")
+        with self._understood():
+            self._file.execute("BEGIN")
+            self._file.executemany(
+                "INSERT OR REPLACE INTO plan VALUES (?, ?)",
+                ((start + index, json.dumps(content)) for index, content in enumerate(contents)),
+            )
+            self._file.execute("COMMIT")
+
+    def _rows(self, statement: str, *values: Any) -> list[Any]:
+        with self._understood():
+            return self._file.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise DataError(f"{self._path} cannot be used: {error}") from None
 
     def close(self) -> None:
         """Closes the file."""

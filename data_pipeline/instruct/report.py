@@ -51,7 +51,8 @@ _REPORT = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="vi
 <td class="number">{{ percent(kind.share) }}</td><td class="number">{{ "{:,}".format(kind.conversations) }}</td></tr>
 {% endfor %}</table>
 {{ bars("Rejected, by check", quality.findings, quality.written, "bad") }}
-{% if quality.rejected_rows %}{{ bars("Rows not used", quality.rejected_rows, 0, "bad") }}{% endif %}
+{% if quality.rejected_rows %}
+{{ bars("Rows not used", quality.rejected_rows, quality.rejected_rows.values() | sum, "bad") }}{% endif %}
 {% if quality.faults %}{{ bars("Attempts that failed", quality.faults, quality.spent.requests, "bad") }}{% endif %}
 <h2>Diversity</h2><table>
 {% for size in (1, 2, 3) %}<tr><td>different {{ size }}-grams of all</td>

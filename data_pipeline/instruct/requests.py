@@ -1,8 +1,10 @@
 """What a teacher is asked: system message, examples, and the seed as JSON; and how its reply is read."""
 
 import functools
+import itertools
 import json
 import random
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +16,8 @@ from data_pipeline.instruct.kinds import KINDS, RULES
 from data_pipeline.instruct.seeds import Seed, digest_of, facts_about
 
 MIN_EXAMPLES, MAX_EXAMPLES = 2, 4
+MAX_OBJECTS = 20
+"""Beginnings of objects in a reply that are tried: some models think aloud before they answer."""
 
 
 class Turn(pydantic.BaseModel):
@@ -105,14 +109,17 @@ def parsed(text: str, schema: type[pydantic.BaseModel]) -> pydantic.BaseModel:
 
     Models that are not held to a schema put a code fence or a sentence around the object, which is let pass.
     """
-    start = text.find("{")
-    if start < 0:
-        raise ReplyError("no JSON object in the reply")
     try:
-        value, _ = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError):
-        raise ReplyError("the reply is not JSON") from None
-    try:
-        return schema.model_validate(value)
-    except pydantic.ValidationError:
-        raise ReplyError("the reply does not follow the schema") from None
+        text.encode()
+    except UnicodeEncodeError:
+        raise ReplyError("the reply is not valid Unicode") from None
+    fault = ReplyError("no JSON object in the reply")
+    for start in itertools.islice((match.start() for match in re.finditer(r"\{", text)), MAX_OBJECTS):
+        try:
+            value, _ = json.JSONDecoder().raw_decode(text, start)
+            return schema.model_validate(value)
+        except (pydantic.ValidationError, UnicodeEncodeError):
+            fault = ReplyError("the reply does not follow the schema")
+        except (ValueError, RecursionError):
+            fault = ReplyError("the reply is not JSON")
+    raise fault

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem import rdMolDescriptors
+from rdkit.Chem.MolStandardize import rdMolStandardize
 
 from data_pipeline import storage, tasks
 from data_pipeline.claims import cip_labels, lipinski_violations
@@ -118,15 +119,24 @@ def read_seeds(
     seeds: list[Seed] = []
     rejected: list[dict[str, Any]] = []
     for path in files:
-        readers: dict[str, tasks.RowReader] | None = None
+        before = len(seeds)
+        fault: DataError | None = None
+        readers: dict[tuple[str, ...], dict[str, tasks.RowReader]] = {}  # rows of JSON may differ in what they have
         for number, row in enumerate(read_rows(path, options), start=1):
             try:
                 if isinstance(row, BadRow):
                     raise RowError(row.reason)
-                readers = readers or _readers(path, row, columns)
-                seeds.append(_seed(row, readers, path.name, number))
+                names = tuple(row)
+                if names not in readers:
+                    readers[names] = _readers(path, row, columns)
+                seeds.append(_seed(row, readers[names], path.name, number))
             except RowError as error:
                 rejected.append({"file": path.name, "row": number, "reason": error.reason})
+            except DataError as error:
+                fault = fault or error
+                rejected.append({"file": path.name, "row": number, "reason": "no description and no name"})
+        if len(seeds) == before and fault is not None:
+            raise fault
     if not seeds:
         raise DataError(f"no row to start a conversation from: {dict(Counter(row['reason'] for row in rejected))}")
     return seeds, rejected
@@ -167,56 +177,81 @@ def _seed(row: Row, readers: dict[str, tasks.RowReader], file: str, number: int)
 
 
 class Excluded:
-    """Molecules of evaluation files, which no conversation may show: by InChIKey's first block, or scaffold too."""
+    """Molecules of evaluation files, which no conversation may show: by InChIKey's first block, or scaffold too.
+
+    Salts count as their parent, neutral and without counterions, too. molecules: how many were read; unreadable: rows
+    that hold none. Raises DataError if a file has no molecule at all.
+    """
 
     def __init__(self, files: Iterable[Path], *, scaffolds: bool, options: TableOptions):
         self._skeletons: set[str] = set()
         self._scaffolds: set[str] | None = set() if scaffolds else None
-        self.unreadable = 0
+        self.molecules = self.unreadable = 0
         for path in files:
+            before = self.molecules
             for smiles in _molecules(path, options):
                 try:
-                    skeleton, scaffold = tried(_identity, smiles)
+                    if smiles is None:
+                        raise InvalidMoleculeError("", "no text")
+                    skeletons, scaffold = tried(_identity, smiles)
                 except InvalidMoleculeError:
                     self.unreadable += 1
                     continue
-                self._skeletons.add(skeleton)
+                self.molecules += 1
+                self._skeletons.update(skeletons)
                 if self._scaffolds is not None and scaffold:  # "": acyclic molecules share none
                     self._scaffolds.add(scaffold)
+            if self.molecules == before:
+                raise DataError(f"{path}: no molecule in it, so that nothing would be excluded")
 
     def reason(self, smiles: str) -> str | None:
         """Why a molecule is excluded; None if it is not. Raises InvalidMoleculeError."""
-        skeleton, scaffold = tried(_identity, smiles)
-        if skeleton in self._skeletons:
+        if not self._skeletons:
+            return None
+        skeletons, scaffold = tried(_identity, smiles)
+        if self._skeletons & set(skeletons):
             return "leakage: in an excluded file"
         if self._scaffolds and scaffold in self._scaffolds:
             return "leakage: the scaffold is in an excluded file"
         return None
 
 
-def _identity(smiles: str) -> tuple[str, str]:
+def _identity(smiles: str) -> tuple[tuple[str, ...], str]:
+    """First blocks of InChIKeys, of the molecule and of its parent, and the scaffold."""
     mol = parse_smiles(smiles)
-    with quiet_rdkit():
-        return Chem.MolToInchiKey(mol).partition("-")[0] or Chem.MolToSmiles(mol), murcko_scaffold(smiles)
+    with quiet_rdkit(), rdBase.BlockLogs():
+        mols = (mol, rdMolStandardize.ChargeParent(mol))
+        skeletons = tuple(Chem.MolToInchiKey(each).partition("-")[0] or Chem.MolToSmiles(each) for each in mols)
+    return skeletons, murcko_scaffold(smiles)
 
 
-def _molecules(path: Path, options: TableOptions) -> Iterator[str]:
+def _molecules(path: Path, options: TableOptions) -> Iterator[str | None]:
+    """The SMILES of a file's rows; None for what is none."""
     column = None
     for row in read_rows(path, options):
         if isinstance(row, BadRow):
+            yield None
             continue
         if column is None:
-            try:
-                column = tasks.smiles_column(list(row))
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from None
+            names = {name.lower(): name for name in row}
+            column = next((names[name] for name in tasks.SMILES_COLUMNS if name in names), None)
+            if column is None:
+                known = ", ".join(tasks.SMILES_COLUMNS)
+                raise DataError(f"{path}: no column of molecules ({known}); found {list(row)}")
         value = row.get(column)
-        yield from [value] if isinstance(value, str) else value or ()
+        for each in value if isinstance(value, list) else [value]:
+            yield each if isinstance(each, str) else None
 
 
 def fingerprint(files: Iterable[Path]) -> list[dict[str, str]]:
     """Names and checksums, for the identity of a job."""
     return [{"name": path.name, "sha256": storage.digest(path)} for path in files]
+
+
+@functools.lru_cache(maxsize=4096)
+def canonical(smiles: str) -> str:
+    """Canonical SMILES; raises InvalidMoleculeError."""
+    return Chem.MolToSmiles(tried(parse_smiles, smiles))
 
 
 def digest_of(text: str) -> str:

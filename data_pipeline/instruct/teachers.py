@@ -22,12 +22,16 @@ class Answer(NamedTuple):
 
 
 class TryAgainError(RuntimeError):
-    """An attempt that failed for a reason that may pass; after: seconds that the server asks to wait, if it does."""
+    """An attempt that failed for a reason that may pass; after: seconds that the server asks to wait, if it does.
 
-    def __init__(self, reason: str, after: float | None = None):
+    usage: what was paid for all the same, of a reply that is of no use.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, usage: Usage | None = None):
         super().__init__(reason)
         self.reason = reason
         self.after = after
+        self.usage = usage
 
 
 class RefusedError(RuntimeError):
@@ -94,4 +98,6 @@ def load_teacher(name: str, options: TeacherOptions) -> Teacher:
         raise DataError(f"teacher {name!r} needs {error.name or module}, which cannot be imported ({error})") from None
     except AttributeError:
         raise DataError(f"{module} has no {attribute}") from None
+    if not callable(made):
+        raise DataError(f"{place} is no class")
     return made(options)

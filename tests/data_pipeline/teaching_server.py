@@ -62,6 +62,7 @@ class TeachingServer:
         self.bodies: list[dict[str, Any]] = []
         self.refuse_structure: tuple[str, ...] = ()
         self.status: int | None = None
+        self.refuses: Callable[[str], bool] = lambda content: False
         self.on_request: Callable[[int], None] = lambda number: None
         self.lock = threading.Lock()
         self.url = ""
@@ -128,6 +129,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if server.status:
                 # a careless server repeats the key
                 self._send(server.status, json.dumps({"error": {"message": self.headers["Authorization"]}}).encode())
+            elif server.refuses(content):
+                self._send(400, b'{"error": {"message": "against the policy"}}')
             elif kind in server.refuse_structure:
                 self._send(400, b'{"error": {"message": "response_format is not supported"}}')
             else:

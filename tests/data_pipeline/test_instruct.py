@@ -130,7 +130,8 @@ def _verdicts(sentence, mol, mols):
         for match in re.finditer(rf"(no )?(?:\d+ )?\b{name} groups?\b", sentence):
             there = [each.HasSubstructMatch(Chem.MolFromSmarts(pattern)) for each in mols]
             if match[1]:
-                yield name in ("sulfone", "nitrile", "alcohol", "chloro") or not there[mols.index(mol)]
+                if name not in ("sulfone", "nitrile", "alcohol", "chloro"):  # the patterns here are wider
+                    yield not there[mols.index(mol)]
             else:
                 yield all(there) if "both" in lower else there[mols.index(mol)]
 
@@ -166,7 +167,7 @@ def test_planted_faults_are_found_and_nothing_else(written):
         (("Describe it.", "<graph> It has an ester."), {"form: markup"}),
         (("Describe it.", "It has an \ufffdester."), {"form: garbled characters"}),
         (("Describe it.", "Es hat eine Estergruppe und einen aromatischen Ring aus sechs Atomen."),
-         {"form: language de", "informativeness: says nothing of the molecule"}),
+         {"form: language de"}),
         (("Describe it.", "It has an ester and a carboxylic acid and also"), {"form: cut short"}),
         (("Describe it.", f"It is {ASPIRIN}, an ester."), {"leakage: a SMILES"}),
         (("Describe it.", "It is O=C(C)Oc1ccccc1C(=O)O, an ester."), {"leakage: a SMILES"}),
@@ -440,15 +441,15 @@ def test_judges_fill_sheets_too(written, capsys):
     printed = capsys.readouterr().out
     assert "30 conversations, 30 of them rated by more than one" in printed
     result = json.loads((written / "ratings.json").read_text())
-    assert result["raters"] == ["ratings-one", "ratings-two"]
+    assert result["raters"] == ["ratings-1-one", "ratings-2-two"]
     lengths = {row["id"]: len(row["messages"]) for row in rows_of(written / "conversations.jsonl")}
-    lines = (written / "ratings-one.csv").read_text().splitlines()
+    lines = (written / "ratings-1-one.csv").read_text().splitlines()
     assert lines[0] == "conversation,relevance,correctness,helpfulness,comment"
     assert len(lines) == 31
     for line in lines[1:]:
         name, relevance, _, helpfulness, _ = line.split(",")
         assert (int(relevance), helpfulness) == (1 + lengths[name] % 5, "2")
-    assert result["scores"]["relevance"]["by_rater"]["ratings-two"] == 5
+    assert result["scores"]["relevance"]["by_rater"]["ratings-2-two"] == 5
     with pytest.raises(SystemExit, match="rules only write conversations"):
         main(["--output", str(written), "--judge", "rules"])
 
