@@ -97,7 +97,8 @@ _LOCANT = r"(?:\d+'*(?:alpha|beta)?|alpha|beta|gamma|delta|omega|\(omega-\d\)|[C
 _ELSEWHERE = re.compile(
     r"\b(?:obtained|derive[sd]?|deriving|derivative of|result(?:s|ing)|formed|prepared|conjugate (?:base|acid)|formal"
     r"|functional parent|tautomer|enantiomer|transferred|deprotonation|protonation|deuterated|used|inhibit\w*"
-    r"|hydrolysis|arising|metaboli[sz]\w*|synthes\w+|react\w*|role|found|isolated|rather than)\b.*?(?=\.\s|\.$|$)",
+    r"|would|could|might|hydrolysis|arising|metaboli[sz]\w*|synthes\w+|react\w*|role|found|isolated|rather than)\b"
+    r".*?(?=\.\s|\.$|$)",
     re.IGNORECASE | re.DOTALL,
 )
 _CLAUSE = r"\b(?:in which|wherein|where|whose|of which)\b"
@@ -113,15 +114,16 @@ _OF_A_PART = re.compile(
 """What a part has ("the acyl group has 21 carbons") is no statement on the whole."""
 _OF_THE_PARENT = re.compile(r"\b(?:of|from|on) (?:the|both|each|one)(?: \w+)? $", re.IGNORECASE)
 _TURN = (
-    r"\b(?:but|however|yet|although|though|while|whereas|instead|is|are|has|have|having|with|contain(?:s|ing)?"
-    r"|bear(?:s|ing)?|includ(?:es?|ing)|features?|carr(?:y|ies|ying)|possess(?:es|ing)?)\b"
+    r"\b(?:but|however|yet|although|though|while|whereas|instead|because|since|either|only|is|are|has|have|having|with"
+    r"|contain(?:s|ing)?|bear(?:s|ing)?|includ(?:es?|ing)|features?|carr(?:y|ies|ying)|possess(?:es|ing)?)\b"
 )
 """Words after which a negation is over."""
 _REACH = rf"(?:(?!{_TURN})[^.,;:])*"
 _NEGATION = re.compile(
     # a list goes on with bare names after "no", and with articles too after "lacks"
-    r"(?:\b(?:no|not(?! only)(?:\s+(?:have|contain|bear|include|possess|feature|carry|show))?|neither|nor)\b"
+    r"(?:\b(?:no(?!,)|not(?! only)(?:\s+(?:have|contain|bear|include|possess|feature|carry|show))?|neither|nor)\b"
     rf"{_REACH}(?:,(?!\s*(?:(?:and|or|nor)\s+)?(?:an?|the|\d+)\b){_REACH})*"
+    rf"|\bneither (?:one )?(?:is|are|has|have|contains?)\b{_REACH}"
     rf"|\b(?:without|lacks?|lacking|free of|devoid of)\b{_REACH}(?:,{_REACH})*)$",
     re.IGNORECASE,
 )
@@ -165,6 +167,10 @@ def _meant(kind: str, match: re.Match[str], text: str) -> str | None:
     name = (match["name"] or match["prefixed"]).lower()
     name = _SPELLINGS.get(name, name)
     after = text[match.end() : match.end() + 20].lower()
+    if kind == ELEMENT and after[:1] == "–":  # a carbon–carbon bond
+        return None
+    if after.startswith(" is masked"):
+        return None
     if name == "carboxylic acid":
         if re.match(r" (?:di|tri|tetra)?anion", after):
             return "carboxylate"
@@ -228,12 +234,20 @@ _STATED = {
 }
 
 
+_AT_MOST = re.compile(r"\b(?:(?:fewer|less|more) than|at (?:most|least)|up to|limit of) $", re.IGNORECASE)
+_OF_NONE = re.compile(r"\b(?:none|neither|nothing)\b[^.;]*$", re.IGNORECASE)
+
+
 def _counted(text: str) -> Iterable[Claim]:
     for name, pattern in _COUNTED.items():
         for match in re.finditer(pattern, text, re.IGNORECASE):
+            if _AT_MOST.search(text[max(0, match.start() - 20) : match.start()]):
+                continue
             yield Claim(COUNT, name, _number(match["number"]), match.group())
     for pattern, (kind, name, count) in _STATED.items():
         for match in re.finditer(pattern, text, re.IGNORECASE):
+            if _OF_NONE.search(text[max(0, match.start() - 40) : match.start()]):
+                continue
             yield Claim(kind, name, count, match.group())
     for name, pattern in _QUANTITIES.items():
         for match in re.finditer(pattern, text, re.IGNORECASE):

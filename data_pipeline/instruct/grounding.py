@@ -165,7 +165,7 @@ _TOPICS: dict[str, tuple[str, frozenset[str]]] = {
         r"membrane|absor[bp]|permea|\bgut\b|bioavail|surface area|size and polarity",
         frozenset(("Lipinski",)),
     ),
-    "Lipinski": (r"Lipinski|rule of five|drug-like", frozenset()),
+    "Lipinski": (r"Lipinski|rule of five|drug-like", frozenset(("hydrogen bonds", "mass", "solubility"))),
     "acidity": (r"\bacid(?:ic|ity)?\b|\bbas(?:e|ic|icity)\b|\bpKa\b", frozenset(("groups",))),
     "elements": (r"\belements?\b|heavy atoms by|\d [A-Z][a-z]? atoms", frozenset(("heavy atoms", "formula"))),
 }
@@ -202,7 +202,8 @@ def _to_the_question(question: str, answer: str, molecules: Sequence[Molecule], 
         spoken_of = bool(_named(asked) & _named(claims_in(answer))) or any(
             word.lower() in answer.lower() for word in re.findall(r"[a-z]{4,}", asked[0].name)
         )
-        if not spoken_of and len(answer.split()) > 2 and asked[0].kind != COUNT:
+        others = no and any(claim.kind == asked[0].kind for claim in claims_in(answer))  # no: what there is instead
+        if not spoken_of and not others and len(answer.split()) > 2 and asked[0].kind != COUNT:
             yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {shown(asked[0])}", turn)
             return
     if re.search(r"\bhow many\b|\bcharge\b|\bcount\b", question, re.IGNORECASE) and _NUMBER_FIRST.match(answer):

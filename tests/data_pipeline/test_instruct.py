@@ -185,6 +185,49 @@ def test_what_checks_find(texts, found):
     assert reasons(*texts) == found
 
 
+PARACETAMOL, GLUCOSE = "CC(=O)Nc1ccc(O)cc1", "OC[C@H]1OC(O)[C@H](O)[C@@H](O)[C@@H]1O"
+
+
+@pytest.mark.parametrize(
+    ("smiles", "question", "answer"),
+    [
+        (ASPIRIN, "Is there a ketone?", "No. Although there are two carbonyl carbons, neither is a ketone: one is "
+         "part of an ester and the other of a carboxylic acid."),
+        (ASPIRIN, "In water?", "The carboxylic acid would be deprotonated to a carboxylate at neutral pH."),
+        (ASPIRIN, "Does it contain nitrogen?", "No, only carbon, hydrogen and oxygen are present."),
+        ("Cn1c(=O)c2c(ncn2C)n(C)c1=O", "Can it donate hydrogen bonds?", "It has no hydrogen-bond donors because every "
+         "ring nitrogen is either methylated or part of a double bond."),
+        (GLUCOSE, "Is there an aldehyde?", "Not in this cyclic form; the aldehyde is masked as a hemiacetal."),
+        ("C1CCCCC1", "Is it aromatic?", "None of its rings is aromatic; the ring is a saturated cyclohexane."),
+        ("NCCN", "Describe it.", "It is a small chain without any rings, strongly basic because of its two nitrogens."),
+        ("C=CC", "Describe it.", "It has one carbon–carbon double bond, an alkene."),
+        (PARACETAMOL, "Is it drug-like?", "Yes: it has 2 hydrogen-bond donors and fewer than 10 acceptors."),
+        (PARACETAMOL, "How many hydrogen-bond donors does it have?", "Two: the phenolic O–H and the amide N–H."),
+        (PARACETAMOL, "Does it contain an amine?", "No, the nitrogen is part of an amide rather than a free amine."),
+        ("[Na+].[O-]C(=O)c1ccccc1", "What is its net charge?", "Zero: the sodium cation balances the benzoate anion."),
+        ("CCCCCC", "In water?", "No. It is a pure hydrocarbon with no polar groups, so it prefers oil."),
+    ],
+)  # fmt: skip
+def test_true_sentences_of_a_good_writer_pass(smiles, question, answer):
+    assert reasons(question, answer, smiles=(smiles,)) == set()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Its molecular formula, C10H8O4, reflects the ring.",
+        "It is an ester and has a chiral center.",
+        "An ester with twelve stereocentres.",
+        "It has a benzene ring, and its melting point is 135 °C.",
+        "An ester, first synthesized by Felix Hoffmann in 1897.",
+        "An ester with a TPSA of 150 Å².",
+        "It has an ester. It is approved by the FDA.",
+    ],
+)
+def test_false_and_unknown_sentences_do_not(answer):
+    assert any(reason.startswith("grounding") for reason in reasons("Describe it.", answer))
+
+
 def test_what_people_wrote_supports_what_no_structure_shows():
     text = "It has a role as an antipyretic and a plant hormone. It is found in willows."
     assert reasons("Known?", "The ester has a role as an antipyretic.", written=text) == set()
