@@ -526,3 +526,68 @@ def test_what_cannot_work_is_one_line(tmp_path, options, said):
         main(["--input", str(path), "--output", str(tmp_path / "out"), "--conversations", "2", *options])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--input nosuch.csv", "nosuch.csv: no such file"),
+        ("--input .", ".: no such file"),
+        ("--exclude nosuch.csv", "nosuch.csv: no such file"),
+        ("--exclude numbers.jsonl", "numbers.jsonl: no molecule in it, so that nothing would be excluded"),
+        ("--output rows.csv", "rows.csv is a file; choose a folder"),
+        ("--rounds -1", "--rounds is at least 0"),
+        ("--conversations 0", "--conversations is at least 1"),
+        ("--temperature nan", "--temperature is between 0 and 10"),
+        ("--requests_per_minute inf", "--requests_per_minute is a number above 0"),
+        ("--max_cost nan --price_input 1", "--max_cost is a number above 0"),
+        ("--threshold near_duplicate=7", "threshold near_duplicate: 7 is not between 0 and 1"),
+        ("--teacher os:path", "os:path is no class"),
+        ("--teacher os:nothing", "os has no nothing"),
+        ("--teacher nosuchmodule:Teacher", "needs nosuchmodule, which cannot be imported"),
+        ("--smiles_column molecule", "no column 'molecule'"),
+        ("--input one.csv --kinds comparison=1", "1 of 1 rows can be used: too few different molecules"),
+        ("--input twice.csv --kinds comparison=1", "2 of 2 rows can be used: too few different molecules"),
+        ("--input hydrogen.csv --kinds structure=1", "'no heavy atoms': 2"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    files = {"rows": ["CCO", "CCN", "c1ccccc1"], "one": ["CCO"], "twice": ["CCO", "OCC"], "hydrogen": ["[H][H]", "*"]}
+    for name, smiles in files.items():
+        (tmp_path / f"{name}.csv").write_text("smiles,description\n" + "".join(f"{each},A thing.\n" for each in smiles))
+    (tmp_path / "numbers.jsonl").write_text('{"smiles": 5}\n{"smiles": [null]}\n')
+    usual = [] if "--input" in options else ["--input", "rows.csv"]
+    usual += [] if "--output" in options else ["--output", "out"]
+    with pytest.raises(SystemExit) as error:
+        main([*usual, *options.split()])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_first_try_that_failed_does_not_hold_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("structure,description\nCCO,An alcohol.\nCCN,An amine.\nCCC,An alkane.\n")
+    usual = ["--input", "rows.csv", "--output", "out", "--conversations", "4"]
+    with pytest.raises(SystemExit, match="name one with --smiles_column"):
+        main(usual)
+    main([*usual, "--smiles_column", "structure", "--dry_run"])
+    main([*usual, "--smiles_column", "structure", "--seed", "5"])
+    with pytest.raises(SystemExit, match="holds another job's conversations"):
+        main([*usual, "--smiles_column", "structure", "--seed", "6"])
+    assert len(rows_of(tmp_path / "out" / "conversations.jsonl")) > 0
+
+
+def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("smiles,description\n" + "".join(f"{'C' * n}O,A.\n" for n in range(1, 40)))
+    main(["--input", "rows.csv", "--output", "out", "--conversations", "30"])
+    store = tmp_path / "out" / "replies.sqlite"
+    whole = store.read_bytes()
+    for page in range(1, len(whole) // 4096):
+        store.write_bytes(whole[: page * 4096] + b"\xaa" * 4096 + whole[(page + 1) * 4096 :])
+        for leftover in store.parent.glob("replies.sqlite-*"):
+            leftover.unlink()
+        with pytest.raises(SystemExit, match=r"replies.sqlite (?:cannot be used|is damaged): ") as error:
+            main(["--input", "rows.csv", "--output", "out", "--conversations", "31"])
+        assert "\n" not in str(error.value)
