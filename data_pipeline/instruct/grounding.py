@@ -184,6 +184,8 @@ def topics_of(text: str) -> set[str]:
 
 _YES, _NO = re.compile(r"\s*yes\b", re.IGNORECASE), re.compile(r"\s*no\b(?! \w+ (?:is|are)\b)", re.IGNORECASE)
 _YES_OR_NO = re.compile(r"\W*(?:(?:and|so|then|but|well)\W+)*(?:does|do|has|have|is|are|can|could)\b", re.IGNORECASE)
+_OPEN = re.compile(r"\W*(?:what|which|how|why|where)\b(?!.*\?.*\?)", re.IGNORECASE | re.DOTALL)
+_REQUEST = re.compile(r"\W*(?:please )?(?:describe|list|count|compare|give|write|summari[sz]e|tell)\b", re.IGNORECASE)
 _NUMBER_FIRST = re.compile(r"\W*(?:\d+|no|none|zero|one|two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
 _UNANSWERABLE = re.compile(r"\bcannot\b|\bcan't\b|\bnot (?:tell|known|possible)|\bnothing\b|\bunknown\b", re.IGNORECASE)
 
@@ -202,10 +204,19 @@ def _to_the_question(question: str, answer: str, molecules: Sequence[Molecule], 
         spoken_of = bool(_named(asked) & _named(claims_in(answer))) or any(
             word.lower() in answer.lower() for word in re.findall(r"[a-z]{4,}", asked[0].name)
         )
-        others = no and any(claim.kind == asked[0].kind for claim in claims_in(answer))  # no: what there is instead
+        alike = [claim for claim in claims_in(answer) if claim.kind == asked[0].kind]
+        others = no and alike and all(claim.number != 0 for claim in alike)  # what there is instead
         if not spoken_of and not others and len(answer.split()) > 2 and asked[0].kind != COUNT:
             yield Finding("grounding", NOT_ANSWERED, f"{question!r}, about {shown(asked[0])}", turn)
             return
+    if (_OPEN.match(question) and yes) or (_REQUEST.match(question) and (yes or no)):
+        yield Finding("grounding", NOT_ANSWERED, f"{question!r}, by yes or no", turn)
+        return
+    denied = {claim.name for claim in claims_in(answer) if claim.number == 0 and claim.kind != COUNT}
+    beside = len(asked) == 1 and asked[0].kind != COUNT and not _named(asked) & _named(claims_in(answer))
+    if beside and denied and not re.search(rf"\b{re.escape(asked[0].name)}", answer, re.IGNORECASE):
+        yield Finding("grounding", NOT_ANSWERED, f"{question!r}, but about {', '.join(sorted(denied))}", turn)
+        return
     if re.search(r"\bhow many\b|\bcharge\b|\bcount\b", question, re.IGNORECASE) and _NUMBER_FIRST.match(answer):
         return
     topics = topics_of(question)
