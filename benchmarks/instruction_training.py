@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from configs.evaluate import get_config as evaluation_config
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             evaluation.checkpoint, evaluation.data = str(work), str(folders["conversations"])
             evaluation.task, evaluation.limit = "instruction", options.limit
             metrics = evaluate(read_config(evaluation), options.output / "scores" / f"{arm}-{seed}")
+            jax.clear_caches()  # programs of one run are nothing to the next, and take memory maps
             results.append({
                 "arm": arm,
                 "seed": seed,
