@@ -151,9 +151,10 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def _entry(metrics: Mapping[str, Any], name: str) -> float:
+    found: Any = metrics
     for part in name.split("."):
-        metrics = metrics[part]
-    return float(metrics)  # type: ignore[arg-type]
+        found = found[part]
+    return float(found)
 
 
 def sections(results: Sequence[Row]) -> list[pages.Section]:

@@ -23,7 +23,7 @@ from data_pipeline.command_line import program
 from data_pipeline.guard import tried
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.molecule import InvalidMoleculeError, featurize
-from llamo_jax.config import DecodingConfig
+from llamo_jax.apps.options import add_decoding, decoding_of
 
 HELP = """\
 /smiles S …   talk about these molecules, from the beginning
@@ -43,9 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, type=epath.Path, metavar="DIR", help="a run's workdir")
     parser.add_argument("--smiles", action="append", default=[], help="the molecule; repeat for several")
     parser.add_argument("--question", help="ask this one question and exit")
-    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "seed"):
-        default = getattr(DecodingConfig, name)
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    add_decoding(parser)
     options = parser.parse_args(arguments)
 
     quiet_libraries()
@@ -53,15 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     from llamo_jax.apps.assistant import Assistant
 
     try:
-        decoding = DecodingConfig(
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            repetition_penalty=options.repetition_penalty,
-            num_beams=options.num_beams,
-            seed=options.seed,
-        )
+        decoding = decoding_of(options)
         for smiles in options.smiles:
             tried(featurize, smiles)  # before the model is loaded
         runs.use_compilation_cache()

@@ -26,7 +26,8 @@ from data_pipeline.logs import quiet_libraries
 from data_pipeline.progress import watched
 from data_pipeline.records import featurized
 from llamo_jax.apps.molecule_files import in_batches, read_molecules, told
-from llamo_jax.config import DecodingConfig, to_dict
+from llamo_jax.apps.options import add_decoding, decoding_of
+from llamo_jax.config import to_dict
 
 COLUMNS = ("row", "smiles", "answer", "score")
 FORMATS = (".csv", ".jsonl")
@@ -43,9 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--question", required=True)
     parser.add_argument("--output", required=True, type=epath.Path, metavar="FILE.csv|.jsonl")
     parser.add_argument("--smiles_column", help="default: guessed")
-    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "seed"):
-        default = getattr(DecodingConfig, name)
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    add_decoding(parser)
     options = parser.parse_args(arguments)
     quiet_libraries()
     from llamo_jax import runs
@@ -64,8 +63,7 @@ def predict(options: argparse.Namespace) -> str:
     if options.output.suffix not in FORMATS:
         raise DataError(f"{options.output}: the name ends in {' or '.join(FORMATS)}")
     storage.check_new(options.output)
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "seed")
-    decoding = DecodingConfig(**{name: getattr(options, name) for name in names})
+    decoding = decoding_of(options)
     rows, rejected = read_molecules(options.input, options.smiles_column)
     runs.use_compilation_cache()
     generator, fingerprint = load_generator(options.checkpoint, decoding=decoding)
