@@ -118,7 +118,9 @@ def read_seeds(
     """
     seeds: list[Seed] = []
     rejected: list[dict[str, Any]] = []
+    names = Counter(path.name for path in files)
     for path in files:
+        label = path.name if names[path.name] == 1 else str(path)  # a/train.tsv and b/train.tsv
         before = len(seeds)
         fault: DataError | None = None
         readers: dict[tuple[str, ...], dict[str, tasks.RowReader]] = {}  # rows of JSON may differ in what they have
@@ -126,15 +128,15 @@ def read_seeds(
             try:
                 if isinstance(row, BadRow):
                     raise RowError(row.reason)
-                names = tuple(row)
-                if names not in readers:
-                    readers[names] = _readers(path, row, columns)
-                seeds.append(_seed(row, readers[names], path.name, number))
+                found = tuple(row)
+                if found not in readers:
+                    readers[found] = _readers(path, row, columns)
+                seeds.append(_seed(row, readers[found], label, number))
             except RowError as error:
-                rejected.append({"file": path.name, "row": number, "reason": error.reason})
+                rejected.append({"file": label, "row": number, "reason": error.reason})
             except DataError as error:
                 fault = fault or error
-                rejected.append({"file": path.name, "row": number, "reason": "no description and no name"})
+                rejected.append({"file": label, "row": number, "reason": "no description and no name"})
         if len(seeds) == before and fault is not None:
             raise fault
     if not seeds:
