@@ -12,7 +12,7 @@ from typing import Any
 
 FAULTS = ("busy", "busy with a time", "broken", "hang", "cut", "not JSON", "wrong schema", "no choices", "page",
           "redirect", "huge", "close")  # fmt: skip
-HANG = 3.0  # seconds, longer than the clients of tests wait
+HANG = 8.0  # seconds, longer than the clients of tests wait
 RETRY_AFTER = 0.3
 
 
