@@ -289,11 +289,12 @@ def _is_same(path: epath.Path, identity: Mapping[str, Any], folder: epath.Path) 
     """
     known = storage.read_json(path)
     differing = [name for name in identity if known.get(name) != json.loads(json.dumps(identity[name]))]
-    if differing and (folder / REPLIES).exists():
-        with Replies(folder / REPLIES) as replies:
-            if not replies.answered():
-                return False
-    if differing:
-        told = "; ".join(f"{name}: {known.get(name)} there, {identity[name]} now" for name in differing)
-        raise DataError(f"{folder} holds another job's conversations; choose another folder ({told})")
-    return not differing
+    if not differing:
+        return True
+    if not (folder / REPLIES).exists():
+        return False
+    with Replies(folder / REPLIES) as replies:
+        if not replies.answered():
+            return False
+    told = "; ".join(f"{name}: {known.get(name)} there, {identity[name]} now" for name in differing)
+    raise DataError(f"{folder} holds another job's conversations; choose another folder ({told})")

@@ -82,6 +82,8 @@ def summary(folder: epath.Path, quality: Mapping[str, Any]) -> str:
     lines += [
         f"  {name:<14} {kind['conversations']:>8,}  {kind['share']:.1%}" for name, kind in quality["kinds"].items()
     ]
+    if quality["complete"] and quality["conversations"] < quality["asked_for"]:
+        lines.append(f"  of {quality['asked_for']:,} that were asked for; more are tried with --rounds")
     lines += [f"  rejected {count:>13,}  {name}" for name, count in list(quality["findings"].items())[:10]]
     lines.append(f"{folder / REPORT} shows some; {folder / REJECTED} holds what is rejected, with reasons")
     return "\n".join(lines)

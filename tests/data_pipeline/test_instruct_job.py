@@ -146,7 +146,8 @@ def test_the_key_is_in_no_file_and_no_stream(seeds, tmp_path):
 def test_a_bad_teacher_is_seen_and_filtered(seeds, tmp_path):
     with TeachingServer(write=hallucinating(0.2)).running() as server:
         options = arguments(seeds, tmp_path / "out", server.url, "--conversations", "100", "--rounds", "0")
-        run(*options, "--kinds", "structure=1")
+        printed = run(*options, "--kinds", "structure=1")
+    assert "of 100 that were asked for; more are tried with --rounds" in printed
     quality = json.loads((tmp_path / "out" / "quality.json").read_text())
     lies = quality["claims"] - quality["true_claims"]
     assert 0.05 < lies / quality["claims"] < 0.2  # two facts of four in a conversation may be wrong, each in a fifth
