@@ -17,7 +17,7 @@ from data_pipeline.batch import Batch
 from llamo_jax import sharding
 from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.few_rows import COMPILER_OPTIONS
-from llamo_jax.generation.processing import next_token, processed
+from llamo_jax.generation.processing import Choices, next_token, next_token_of_each, processed
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.models.llama import LlamaDecoder
@@ -46,6 +46,7 @@ class Rows(NamedTuple):
     finished: Bool[Array, " B"]
     keys: Key[Array, " B"]  # of what is drawn
     seen: Bool[Array, "B V"] | None  # tokens of prompt and answer; only for a repetition penalty
+    choices: Choices | None = None  # of rows whose settings differ; they take the place of DecodingConfig's
 
 
 def greedy(definition: ModelDefinition, arrays: Arrays, batch: Batch, *, max_new_tokens: int, eos_id: int) -> Generated:
@@ -76,7 +77,7 @@ def generate(
     return replicated(rows.generated)
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "rows", "slots", "decoding", "stop_ids"))
+@functools.partial(jax.jit, static_argnames=("definition", "rows", "slots", "decoding", "stop_ids", "own_choices"))
 def empty_rows(
     definition: ModelDefinition,
     arrays: Arrays,
@@ -85,8 +86,12 @@ def empty_rows(
     slots: int,
     decoding: DecodingConfig,
     stop_ids: tuple[int, ...],
+    own_choices: bool = False,
 ) -> Rows:
-    """B = `rows` finished answers, whose places can be given to prompts; `slots` of cache for each."""
+    """B = `rows` finished answers, whose places can be given to prompts; `slots` of cache for each.
+
+    own_choices: prompts will bring settings of their own; see `admit`.
+    """
     model = definition.merge(arrays)
     vocabulary = model.language_model.config.vocab_size
     return Rows(
@@ -96,6 +101,7 @@ def empty_rows(
         jnp.ones(rows, bool),  # finished: free to be given away
         jax.random.split(jax.random.key(0), rows),
         jnp.zeros((rows, vocabulary), bool) if decoding.repetition_penalty != 1 else None,
+        Choices(jnp.zeros(rows), jnp.ones(rows), jnp.zeros(rows, jnp.int32)) if own_choices else None,
     )
 
 
@@ -115,16 +121,18 @@ def admit(
     *,
     decoding: DecodingConfig,
     stop_ids: tuple[int, ...],
+    choices: Choices | None = None,
 ) -> Rows:
     """`rows` with new prompts at `places`, whatever was there; each has its first token.
 
     key_data: of the keys that tokens are drawn with, as numbers, which a program of several processes can be given.
-    Of the batch's n rows, those beyond its prompts have a place that does not exist. `rows` is donated.
+    Of the batch's n rows, those beyond its prompts have a place that does not exist. `rows` is donated. choices: of
+    each prompt, if the rows were made for such.
     """
     keys = jax.random.wrap_key_data(key_data)
     model, length = definition.merge(arrays), batch.tokens.shape[1]
     # the prompts go through the model with a cache of their own length, which is then copied into the rows' longer one
-    new = _started(model, batch, keys, length, decoding, stop_ids)
+    new = _started(model, batch, keys, length, decoding, stop_ids, choices)
     # mode="drop": surplus rows of the batch have a place beyond the last row
     cache = rows.cache.map(lambda old, x: old.at[places, :, :length].set(x, mode="drop"), new.cache)
     merged = (
@@ -157,6 +165,12 @@ def advance(
     return rows, replicated(rows.generated), replicated(rows.finished)
 
 
+@functools.partial(jax.jit, donate_argnames="rows")
+def released(rows: Rows, places: Int[Array, " n"]) -> Rows:
+    """`rows` with those at `places` finished, wherever they were; places that do not exist are passed over."""
+    return rows._replace(finished=rows.finished.at[places].set(True, mode="drop"))
+
+
 def _started(
     model: LLaMo,
     batch: Batch,
@@ -164,6 +178,7 @@ def _started(
     slots: int,
     decoding: DecodingConfig,
     stop_ids: tuple[int, ...],
+    choices: Choices | None = None,
 ) -> Rows:
     """The prompts through the model, and the first token of each answer."""
     rows = batch.tokens.shape[0]
@@ -172,7 +187,7 @@ def _started(
     if decoding.repetition_penalty != 1:
         seen = seen_tokens(batch, model.language_model.config.vocab_size)
     # rows without a token are padding of the batch: finished from the beginning
-    state = Rows(cache, lengths, _blank(rows, decoding, stop_ids), lengths == 0, keys, seen)
+    state = Rows(cache, lengths, _blank(rows, decoding, stop_ids), lengths == 0, keys, seen, choices)
     return _chosen(model.language_model, state, hidden, decoding, stop_ids)
 
 
@@ -204,7 +219,13 @@ def _chosen(
     """The next token of every answer that is not finished, which follows from `hidden`."""
     logits = decoder.logits(hidden)
     old, everyone = rows.generated, jnp.arange(len(logits))
-    token = next_token(processed(logits, rows.seen, old.lengths, decoding, stop_ids), rows.keys, old.lengths, decoding)
+    scores = processed(logits, rows.seen, old.lengths, decoding, stop_ids)
+    if rows.choices is None:
+        limit = jnp.int32(decoding.max_new_tokens)
+        token = next_token(scores, rows.keys, old.lengths, decoding)
+    else:
+        limit = jnp.minimum(rows.choices.limit, decoding.max_new_tokens)
+        token = next_token_of_each(scores, rows.keys, old.lengths, rows.choices)
     # of the model itself, whatever penalties and temperature the token was chosen by
     log_probability = logits[everyone, token] - jax.nn.logsumexp(logits, axis=-1)
     # rows that are finished go on through the model with the others (shapes are static), but write beyond the end,
@@ -217,7 +238,7 @@ def _chosen(
     )
     # the stop token belongs to the answer: it is written, counted and has a log-probability
     stopped = jnp.any(token[:, None] == jnp.array(stop_ids), axis=1)
-    finished = rows.finished | stopped | (generated.lengths == decoding.max_new_tokens)
+    finished = rows.finished | stopped | (generated.lengths == limit)
     seen = None if rows.seen is None else rows.seen.at[everyone, token].set(True)
     return rows._replace(generated=generated, finished=finished, seen=seen)
 

@@ -18,11 +18,13 @@ from llamo_jax import distributed, sharding
 from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.generation.beams import beam_search
 from llamo_jax.generation.cpu import for_decoding
-from llamo_jax.generation.decode import Generated, admit, advance, empty_rows
+from llamo_jax.generation.decode import Generated
 from llamo_jax.generation.embeddings import Embedded, embed_graphs
+from llamo_jax.generation.engine import Engine
 from llamo_jax.generation.likelihood import target_log_probabilities
 from llamo_jax.generation.memory import device_bytes, rows_per_shard
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts, prompt_bucket, row_bucket
+from llamo_jax.generation.texts import TextStream
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
 
@@ -32,9 +34,6 @@ are no faster: from 240 (v5e) to 295 (H100) rows on, products with bfloat16 weig
 
 CPU_ROWS = 64
 """The same in all, where devices do not tell how much memory they have."""
-
-ADMITTED = 16
-"""Prompts that go through the model at a time on each batch shard: their activations need room, too."""
 
 TOKENS_AT_A_TIME = 16
 """After so many tokens, finished rows are given to waiting prompts."""
@@ -101,7 +100,7 @@ class Generator:
         self._definition, self._arrays = for_decoding(definition, arrays, mesh)
         self.mesh = mesh
         self._max_rows = max_rows
-        self._stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)
+        self.stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)
 
     def answer(self, conversations: Sequence[Conversation]) -> list[str]:
         """The answer to each conversation, which ends with a user turn; raises InvalidMoleculeError."""
@@ -141,21 +140,27 @@ class Generator:
             yield self.answer([conversation])[0]
             return
         (prompt,) = self.encoder.encode([featurized(conversation)])
-        engine = _Engine(self, sharding.batch_shards(self.mesh), [prompt])
+        engine = self.engine(sharding.batch_shards(self.mesh), len(prompt.tokens), GraphRoom.of([prompt]))
         engine.admit([(0, prompt, self._key(0, 0))])
-        shown, finished = "", False
+        text, finished = TextStream(self.text), False
         while not finished:
             generated, (finished, *_) = engine.advance(1)
-            text = self._answer(generated, 0).text
-            # a character may need several tokens: until it is whole, its beginning decodes as U+FFFD
-            if len(text) > len(shown) and (finished or not text.endswith("\ufffd")):
-                yield text[len(shown) :]
-                shown = text
+            if piece := text.shown(generated.tokens[0, : generated.lengths[0]].tolist(), whole=bool(finished)):
+                yield piece
 
     @property
     def num_graph_tokens(self) -> int:
         """Q, of a molecule."""
         return self._definition.config.num_graph_tokens
+
+    def engine(self, rows: int, prompt_tokens: int, room: GraphRoom, *, own_choices: bool = False) -> Engine:
+        """Rows for prompts of at most so many tokens, on the devices; raises ConfigError if they do not fit."""
+        model = (self._definition, self._arrays)
+        return Engine(model, self.mesh, self.decoding, self.stop_ids, rows, prompt_tokens, room, own_choices)
+
+    def fitting_rows(self, count: int, prompt_tokens: int) -> int:
+        """Answers to such prompts that fit side by side, if `count` are wanted; raises ConfigError if none does."""
+        return self._rows(count, prompt_tokens)
 
     def embed(self, graphs: Sequence[GraphArrays]) -> Iterator[tuple[int, Embedded]]:
         """(index, graph tokens and means of the encoder's levels) of every molecule, as they are finished."""
@@ -176,7 +181,8 @@ class Generator:
         samples = self.decoding.num_samples
         waiting = deque((index, sample) for index in indices for sample in range(samples))
         rows = self._rows(len(waiting), length)
-        engine = _Engine(self, rows, [prompts[index] for index in indices])
+        mine = [prompts[index] for index in indices]
+        engine = self.engine(rows, max(len(prompt.tokens) for prompt in mine), GraphRoom.of(mine))
         running: dict[int, tuple[int, int]] = {}  # row → (prompt, sample)
         done: dict[int, dict[int, Answer]] = defaultdict(dict)
         free = list(range(rows))
@@ -215,14 +221,14 @@ class Generator:
                     self._arrays,
                     sharding.put_global(batch, self.mesh),
                     decoding=self.decoding,
-                    stop_ids=self._stop_ids,
+                    stop_ids=self.stop_ids,
                 )
             tokens, scores, lengths = map(np.asarray, found)
             for row, index in enumerate(chunk):
                 yield (
                     index,
                     [
-                        Answer(self._text(ids[:length]), ids[:length], None, float(score))
+                        Answer(self.text(ids[:length].tolist()), ids[:length], None, float(score))
                         for ids, score, length in list(zip(tokens[row], scores[row], lengths[row], strict=True))[
                             : self.decoding.num_samples
                         ]
@@ -255,52 +261,8 @@ class Generator:
         length = int(generated.lengths[row])
         tokens = np.asarray(generated.tokens[row, :length])
         log_probabilities = np.asarray(generated.log_probabilities[row, :length])
-        return Answer(self._text(tokens), tokens, log_probabilities, float(np.sum(log_probabilities)))
+        return Answer(self.text(tokens.tolist()), tokens, log_probabilities, float(np.sum(log_probabilities)))
 
-    def _text(self, tokens: np.ndarray) -> str:
-        ids = tokens.tolist()
-        return self.encoder.tokenizer.decode(ids[:-1] if ids and ids[-1] in self._stop_ids else ids).strip()
-
-
-class _Engine:
-    """The rows of one prompt bucket, on the devices; the mesh is set for each call only, since callers may wait.
-
-    Three programs do all: one for the next tokens, and two for new prompts, many of them or few.
-    """
-
-    def __init__(self, generator: Generator, rows: int, prompts: Sequence[EncodedConversation]):
-        """prompts: all that will come, of one bucket."""
-        self._model = (generator._definition, generator._arrays)
-        self._settings = {"decoding": generator.decoding, "stop_ids": generator._stop_ids}
-        self._mesh = generator.mesh
-        self._count = rows
-        self._shards = sharding.batch_shards(self._mesh)
-        self._room = GraphRoom.of(prompts)
-        many = min(rows, ADMITTED * self._shards)
-        self._sizes = sorted({row_bucket(max(1, many // 4), self._shards), many})
-        slots = prompt_bucket(max(len(prompt.tokens) for prompt in prompts)) + generator.decoding.max_new_tokens
-        with jax.set_mesh(self._mesh):
-            self._rows = empty_rows(*self._model, rows=rows, slots=slots, **self._settings)
-
-    def admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]]) -> None:
-        """Gives rows to (row, prompt, key's data)."""
-        for start in range(0, len(prompts), self._sizes[-1]):
-            group = prompts[start : start + self._sizes[-1]]
-            self._admit(group, next(size for size in self._sizes if size >= len(group)))
-
-    def _admit(self, prompts: Sequence[tuple[int, EncodedConversation, np.ndarray]], count: int) -> None:
-        encoded = [prompt for _, prompt, _ in prompts]
-        batch = collate_prompts(encoded, rows=count, shards=self._shards, room=self._room)
-        places = np.full(count, self._count, np.int32)
-        places[: len(prompts)] = [place for place, _, _ in prompts]
-        data = np.zeros((count, 2), np.uint32)  # a threefry key is two numbers: (seed, number of the sample)
-        data[: len(prompts)] = [key for _, _, key in prompts]
-        with jax.set_mesh(self._mesh):
-            batch = sharding.put_global(batch, self._mesh)
-            self._rows = admit(*self._model, self._rows, batch, data, places, **self._settings)
-
-    def advance(self, tokens: int) -> tuple[Generated, np.ndarray]:
-        """Up to `tokens` more for every row: the answers so far, and which are finished, on the host."""
-        with jax.set_mesh(self._mesh):
-            self._rows, generated, finished = advance(*self._model, self._rows, tokens=tokens, **self._settings)
-        return jax.device_get((generated, finished))
+    def text(self, ids: Sequence[int]) -> str:
+        """What an answer of these tokens says, without the stop token that may end it."""
+        return self.encoder.tokenizer.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids).strip()

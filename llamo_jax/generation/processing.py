@@ -1,5 +1,7 @@
 """From logits to the next token: what is forbidden, made less probable, and drawn from (Hugging Face's definitions)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -8,6 +10,17 @@ from jaxtyping import Bool, Float, Int, Key
 from llamo_jax.config import DecodingConfig
 
 _NEVER = jnp.finfo(jnp.float32).min  # finite: a row of nothing else must not become NaN
+
+
+class Choices(NamedTuple):
+    """How the tokens of each row are chosen, where rows differ: values, so that none of them compiles a program.
+
+    temperature 0: the most probable token. limit: tokens of the answer, at most.
+    """
+
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    limit: Int[Array, " B"]
 
 
 def processed(
@@ -41,15 +54,18 @@ def warped(logits: Float[Array, "*rows V"], decoding: DecodingConfig) -> Float[A
     if 0 < decoding.top_k < logits.shape[-1]:
         smallest = jax.lax.top_k(logits, decoding.top_k)[0][..., -1:]
         logits = jnp.where(logits < smallest, _NEVER, logits)
-    if decoding.top_p < 1:
-        descending = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(descending)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # "before": the probability that those above already have; the token that crosses top_p is still kept
-        kept = jnp.sum(before < decoding.top_p, axis=-1, keepdims=True)  # at least the most probable
-        smallest = jnp.take_along_axis(descending, kept - 1, axis=-1)
-        logits = jnp.where(logits < smallest, _NEVER, logits)
-    return logits
+    return nucleus(logits, decoding.top_p) if decoding.top_p < 1 else logits
+
+
+def nucleus(logits: Float[Array, "*rows V"], top_p: Float[Array, "*rows"] | float) -> Float[Array, "*rows V"]:
+    """Logits of the most probable tokens that reach `top_p` together; the others are made impossible."""
+    descending = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(descending)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    # "before": the probability that those above already have; the token that crosses top_p is still kept
+    kept = jnp.sum(before < jnp.asarray(top_p)[..., None], axis=-1, keepdims=True)  # at least the most probable
+    smallest = jnp.take_along_axis(descending, kept - 1, axis=-1)
+    return jnp.where(logits < smallest, _NEVER, logits)
 
 
 def next_token(
@@ -60,6 +76,22 @@ def next_token(
         return most_probable(scores)
     places = jax.vmap(jax.random.fold_in)(keys, chosen)
     return jax.vmap(jax.random.categorical)(places, warped(scores, decoding)).astype(jnp.int32)
+
+
+def next_token_of_each(
+    scores: Float[Array, "B V"], keys: Key[Array, " B"], chosen: Int[Array, " B"], choices: Choices
+) -> Int[Array, " B"]:
+    """As `next_token`, by each row's own settings. While no row draws, nothing is sorted."""
+
+    def drawn() -> Int[Array, " B"]:
+        places = jax.vmap(jax.random.fold_in)(keys, chosen)
+        logits = scores / jnp.maximum(choices.temperature, 1e-6)[:, None]
+        # 1 cuts nothing; the sum of all would, where rounding takes it to 1 before the last token
+        logits = jnp.where(choices.top_p[:, None] < 1, nucleus(logits, choices.top_p), logits)
+        found = jax.vmap(jax.random.categorical)(places, logits).astype(jnp.int32)
+        return jnp.where(choices.temperature > 0, found, most_probable(scores))
+
+    return jax.lax.cond(jnp.any(choices.temperature > 0), drawn, lambda: most_probable(scores))
 
 
 def most_probable(scores: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:

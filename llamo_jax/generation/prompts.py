@@ -35,11 +35,26 @@ class GraphRoom(NamedTuple):
     atoms: int
 
     @classmethod
-    def of(cls, prompts: Iterable[EncodedConversation]) -> "GraphRoom":
-        """Room for each of these prompts, rounded up to buckets: of many prompts, so that all batches are alike."""
+    def needed(cls, prompts: Iterable[EncodedConversation]) -> "GraphRoom":
+        """Room for each of these prompts, and no more."""
         sizes = np.array([prompt.size()[1:] for prompt in prompts]).reshape(-1, 4).max(axis=0, initial=0)
         molecules, atoms, edges, motifs = map(int, sizes)
-        return cls(bucket(molecules, 1), bucket(max(atoms, -(-edges // EDGES_PER_ATOM), motifs), 16))
+        return cls(molecules, max(atoms, -(-edges // EDGES_PER_ATOM), motifs))
+
+    @classmethod
+    def of(cls, prompts: Iterable[EncodedConversation], *, coarse: bool = False) -> "GraphRoom":
+        """The same, rounded up to buckets: of many prompts, so that all batches are alike.
+
+        coarse: to one of few sizes, each four times the one before, for prompts that come one by one.
+        """
+        molecules, atoms = cls.needed(prompts)
+        if coarse:
+            return cls(_power_of_four(molecules, 1), _power_of_four(atoms, 32))
+        return cls(bucket(molecules, 1), bucket(atoms, 16))
+
+
+def _power_of_four(size: int, smallest: int) -> int:
+    return next(smallest << 2 * power for power in itertools.count() if smallest << 2 * power >= size)
 
 
 def collate_prompts(

@@ -1,0 +1,197 @@
+"""Requests that come and go: answers are the generator's in any company, and rows come back whatever happens."""
+
+import dataclasses
+import queue
+
+import numpy as np
+import pytest
+
+from data_pipeline.conversation import Conversation, Message
+from data_pipeline.records import featurized
+from llamo_jax.apps.assistant import Assistant
+from llamo_jax.config import DecodingConfig
+from llamo_jax.generation.batcher import Batcher, BusyError, Sampling
+from llamo_jax.generation.prompts import GraphRoom
+from llamo_jax.generation.texts import TextStream
+
+SMILES = ["CC(=O)Oc1ccccc1C(=O)O", "C", "[Na+].[Cl-]", "c1ccccc1", "CCO", "CCN", "O=C=O", "CC(C)C"]
+TOKENS = 24
+ROWS = 8  # one for each of the eight devices
+
+
+@pytest.fixture(scope="module")
+def generator(trained):
+    return Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=TOKENS)).generator
+
+
+@pytest.fixture(scope="module")
+def batcher(generator):
+    made = Batcher(generator, rows=ROWS, waiting=64, prompt_tokens=256, room=GraphRoom(4, 128))
+    yield made
+    made.close()
+
+
+def records(question="Describe this molecule.", smiles=SMILES):
+    return [featurized(Conversation((each,), (Message("user", question),))) for each in smiles]
+
+
+class Asked:
+    """An answer, and the pieces that it came in."""
+
+    def __init__(self, batcher, prompt, *samplings, seconds=600.0):
+        self.pieces = queue.SimpleQueue()
+        self.count = len(samplings)
+        self.tickets = batcher.submit(prompt, samplings, lambda n, piece: self.pieces.put((n, piece)), seconds=seconds)
+
+    def result(self):
+        """Of each: its tokens, their log-probabilities, and why it ended."""
+        found = [([], [], []) for _ in range(self.count)]
+        while not all(reasons for *_, reasons in found):
+            number, piece = self.pieces.get(timeout=300)
+            tokens, scores, reasons = found[number]
+            tokens += piece.tokens
+            scores += piece.log_probabilities
+            reasons += [piece.reason] if piece.reason else []
+        return [(tokens, scores, reason) for tokens, scores, (reason,) in found]
+
+
+def test_answers_are_the_generators(generator, batcher):
+    prompts = generator.encoder.encode(records())
+    asked = [Asked(batcher, prompt, Sampling(TOKENS)) for prompt in prompts]
+    found = [each.result()[0] for each in asked]
+    for index, (expected,) in generator.generate(records()):
+        tokens, scores, reason = found[index]
+        assert tokens == expected.tokens.tolist()
+        np.testing.assert_allclose(scores, expected.log_probabilities, atol=1e-4)
+        assert reason == ("stop" if tokens[-1] in generator.stop_ids else "length")
+    assert len({tuple(tokens) for tokens, *_ in found}) > 1
+
+
+def test_drawn_answers_are_the_generators(trained, generator, batcher):
+    settings = DecodingConfig(max_new_tokens=TOKENS, temperature=1.3, top_p=0.8, seed=7, num_samples=3)
+    drawing = Assistant.load(trained, decoding=settings).generator
+    (prompt,) = generator.encoder.encode(records(smiles=SMILES[:1]))
+    samplings = [Sampling(TOKENS, 1.3, 0.8, seed=7, sample=sample) for sample in range(3)]
+    found = [tokens for tokens, *_ in Asked(batcher, prompt, *samplings).result()]
+    ((_, expected),) = drawing.generate(records(smiles=SMILES[:1]))
+    assert found == [each.tokens.tolist() for each in expected]
+    assert len(set(map(tuple, found))) > 1
+
+
+def test_top_p_of_one_row_is_not_the_others(generator, batcher):
+    prompts = generator.encoder.encode(records())
+    wild = [Asked(batcher, prompt, Sampling(TOKENS, 5.0, 1.0, seed=n)) for n, prompt in enumerate(prompts[1:])]
+    # at a tiny top_p nothing but the most probable token is left, whatever the temperature
+    narrow = Asked(batcher, prompts[0], Sampling(TOKENS, 5.0, 1e-6, seed=1)).result()[0][0]
+    assert narrow == Asked(batcher, prompts[0], Sampling(TOKENS)).result()[0][0]
+    assert all(each.result()[0][0] != narrow for each in wild)
+
+
+def test_company_changes_nothing_to_the_last_bit(generator, batcher):
+    prompts = generator.encoder.encode(records() + records("What groups does it have?"))
+    alone = [Asked(batcher, prompt, Sampling(TOKENS)).result() for prompt in prompts]
+    # three times as many as there are rows, of other lengths and settings among them
+    crowd = [Asked(batcher, prompt, Sampling(5 + n, 0.7 * (n % 2), seed=n)) for n, prompt in enumerate(prompts)]
+    together = [Asked(batcher, prompt, Sampling(TOKENS)) for prompt in prompts]
+    assert [each.result() for each in together] == alone
+    assert [len(each.result()[0][0]) <= 5 + n for n, each in enumerate(crowd)] == [True] * len(prompts)
+    assert (batcher.running, batcher.waiting) == (0, 0)
+
+
+def test_a_request_that_nobody_waits_for_gives_its_row_back(generator):
+    endless = dataclasses.replace(generator.decoding, max_new_tokens=4000, min_new_tokens=4000)
+    long = Assistant(_with(generator, endless)).generator
+    batcher = Batcher(long, rows=ROWS, waiting=ROWS, prompt_tokens=256, room=GraphRoom(4, 128))
+    try:
+        (prompt,) = long.encoder.encode(records(smiles=SMILES[:1]))
+        running = Asked(batcher, prompt, *[Sampling(4000)] * ROWS)
+        running.pieces.get(timeout=300)  # they are being decoded
+        queued = Asked(batcher, prompt, *[Sampling(2)] * ROWS)
+        with pytest.raises(BusyError, match="8 requests are waiting already") as error:
+            Asked(batcher, prompt, Sampling(2))
+        assert not error.value.closing
+        running.tickets[0].cancel()  # one row is enough for those that wait
+        assert [reason for *_, reason in queued.result()] == ["length"] * ROWS
+        assert batcher.running == ROWS - 1
+        for ticket in running.tickets:
+            ticket.cancel()
+        assert {reason for *_, reason in running.result()} == {"cancelled"}
+        slow = Asked(batcher, prompt, Sampling(4000), seconds=1.0).result()[0]
+        assert slow[2] == "deadline"
+        assert 0 < len(slow[0]) < 4000
+    finally:
+        batcher.close()
+
+
+def test_a_failure_is_told_and_the_next_request_is_answered(generator, monkeypatch):
+    batcher = Batcher(generator, rows=ROWS, waiting=ROWS, prompt_tokens=256, room=GraphRoom(4, 128))
+    (prompt,) = generator.encoder.encode(records(smiles=SMILES[:1]))
+    expected = Asked(batcher, prompt, Sampling(TOKENS)).result()
+    broken = batcher._engine
+
+    def fails(tokens):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(broken, "advance", fails)
+    asked = Asked(batcher, prompt, Sampling(TOKENS))
+    _, piece = asked.pieces.get(timeout=300)
+    assert (piece.reason, piece.error) == ("failed", "RuntimeError: RESOURCE_EXHAUSTED: out of memory")
+    assert Asked(batcher, prompt, Sampling(TOKENS)).result() == expected
+    assert batcher.counts.failures == 1
+    batcher.close()
+
+
+def test_closing_ends_what_was_begun_and_refuses_the_rest(generator):
+    batcher = Batcher(generator, rows=ROWS, waiting=64, prompt_tokens=256, room=GraphRoom(4, 128))
+    (prompt,) = generator.encoder.encode(records(smiles=SMILES[:1]))
+    asked = Asked(batcher, prompt, *[Sampling(TOKENS)] * 3 * ROWS)
+    batcher.close(300)
+    assert {reason for *_, reason in asked.result()} <= {"stop", "length"}
+    assert not batcher.alive
+    with pytest.raises(BusyError, match="the server is stopping") as error:
+        Asked(batcher, prompt, Sampling(2))
+    assert error.value.closing
+
+
+def test_what_does_not_fit_is_refused(generator, batcher):
+    (large,) = generator.encoder.encode(records(smiles=["C" * 200]))
+    assert batcher.refusal(large) == "the molecules have 200 atoms; at most 128 are allowed in all"
+    (long,) = generator.encoder.encode(records("very " * 300, SMILES[:1]))
+    assert "tokens; at most 256 are allowed" in batcher.refusal(long)
+    many = featurized(Conversation(("C",) * 5, (Message("user", "?"),)))
+    assert batcher.refusal(generator.encoder.encode([many])[0]) == (
+        "the conversation shows 5 molecules; at most 4 are allowed"
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_text_that_ends_answers_is_never_shown_in_part(size):
+    text = "It is an acid. User: and what else? User"
+    for stop, expected in (
+        (["User:"], "It is an acid. "),
+        ([], text),
+        (["?"], "It is an acid. User: and what else"),
+        (["nothing"], text),
+        (["User", "acid"], "It is an "),
+    ):
+        stream = TextStream("".join, stop)
+        shown = []
+        for end in range(size, len(text) + size, size):
+            shown.append(stream.shown(text[:end], whole=end >= len(text)))
+            assert not any(each in "".join(shown) for each in stop)
+        assert "".join(shown) == expected
+        assert stream.stopped == (expected != text)
+
+
+def test_characters_of_several_tokens_are_shown_whole():
+    letters = "é中"
+    tokens = list(letters.encode())
+    stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"))
+    shown = [stream.shown(tokens[: n + 1], whole=n + 1 == len(tokens)) for n in range(len(tokens))]
+    assert shown == ["", "é", "", "", "中"]
+
+
+def _with(generator, decoding):
+    made = object.__new__(type(generator))
+    made.__dict__ |= generator.__dict__ | {"decoding": decoding}
+    return made
