@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show.add_argument("--model", nargs="+", default=[], metavar="NAME=CHECKPOINT", help="rows of the tables")
     show.add_argument("--only", nargs="+", default=list(SCORES), choices=SCORES, help="of the tasks")
     show.add_argument("--limit", type=int, default=0, help="the first so many examples of a task; default: all")
+    show.add_argument("--graph_use", type=int, default=200, help="examples whose graph is exchanged for another's")
     show.add_argument("--metric_tokenizer", default="words")
     options = parser.parse_args(arguments)
     quiet_libraries()
@@ -181,7 +182,7 @@ def score_models(options: argparse.Namespace) -> None:
             config = get_config()
             config.checkpoint, config.data, config.limit = checkpoint, str(options.tasks / task), options.limit
             config.task = _task(task)
-            config.metric_tokenizer = options.metric_tokenizer
+            config.metric_tokenizer, config.graph_use = options.metric_tokenizer, options.graph_use
             config.group_questions = (options.limit or 1000) if task == "names" else 0
             config.decoding.max_new_tokens = {"names": 96, "descriptions": 128}.get(task, 12)
             metrics = evaluate(read_config(config), options.output / model / task)

@@ -233,7 +233,7 @@ def yes_probabilities(
 def _beyond(config: EvaluationConfig, generator: Generator, examples: Sequence[Example]) -> dict[str, Any]:
     """What scores against targets do not tell: whether the graph is used, and seen."""
     found: dict[str, Any] = {}
-    if config.graph_use:
+    if config.graph_use and generator.encoder.show_graph:
         found["graph_use"] = likelihood_graph_use(generator, examples[: config.graph_use])
     if config.group_questions:
         single = [example.prompt.conversation.smiles[0] for example in examples if len(example.prompt.graphs) == 1]
