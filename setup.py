@@ -16,6 +16,8 @@ SELFIES = ["selfies>=2.2"]
 BASELINES = ["scikit-learn>=1.7"]  # that benchmarks put beside the model
 ANALYSIS = ["networkx>=3.4", *BASELINES]
 INSTRUCT = ["openai>=2.8", "krippendorff>=0.8"]  # teachers that are servers, and agreement of raters
+DEMO = ["gradio>=6.20"]
+SERVE = ["fastapi>=0.120", "uvicorn>=0.38", "sse-starlette>=3.1", "prometheus_client>=0.23"]
 OPSIN = ["py2opsin>=1.2"]  # runs a Java program, which it brings
 # Tests exercise the extras that need no other hardware or service.
 TEST = [
@@ -26,6 +28,9 @@ TEST = [
     *INSTRUCT,
     *ANALYSIS,
     *QUANT,
+    *SERVE,
+    *DEMO,
+    "playwright>=1.55",  # drives a Chromium that is there already
     # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
     "pytest>=8.4,<9.2",
     "pytest-xdist>=3.8",
@@ -47,7 +52,10 @@ setup(
     python_requires=">=3.11",
     # configs and benchmarks are names that others have, too: they are used from a checkout, and not installed
     packages=find_packages(include=["llamo_jax*", "data_pipeline*"]),
-    package_data={"llamo_jax": ["py.typed"], "data_pipeline": ["py.typed"]},
+    package_data={
+        "llamo_jax": ["py.typed", "apps/demo/*.css", "apps/demo/*.js", "apps/demo/vendor/*"],
+        "data_pipeline": ["py.typed"],
+    },
     install_requires=[
         # jax 0.11 removed a class that flax 0.12 subclasses.
         "jax>=0.10.2,<0.11",
@@ -87,7 +95,9 @@ setup(
         "aiolimiter>=1.2",
         "datasketch>=1.6",
         "py3langid>=0.4",
+        "shtab>=1.7",
     ],
+    entry_points={"console_scripts": ["llamo = llamo_jax.apps.command:main"]},
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.11"],
@@ -95,7 +105,8 @@ setup(
         "convert": CONVERT,
         "gguf": GGUF,
         "quant": QUANT,
-        "demo": ["gradio>=6"],
+        "demo": DEMO,
+        "serve": SERVE,
         "selfies": SELFIES,
         "opsin": OPSIN,
         "instruct": INSTRUCT,

@@ -41,6 +41,7 @@ TOPOLOGIES = "tests/llamo_jax/test_topologies.py -k 'layout or together'"
 CLUSTERS = "tests/llamo_jax/test_clusters.py"
 INSTRUCT = "tests/data_pipeline/test_instruct.py -k 'not rules and not planted and not sheets and not judges'"
 INSTRUCT_JOB = "tests/data_pipeline/test_instruct_job.py -k 'not kills and not streams and not slowest'"
+BATCHER = "tests/llamo_jax/test_batcher.py"
 OBSERVABILITY = "tests/llamo_jax/test_observability.py -k 'progress or utilisation'"
 
 
@@ -422,8 +423,49 @@ def _mutants() -> list[Mutant]:
             "jnp.where(scores < 0, scores * penalty, scores / penalty)",
             "jnp.where(scores < 0, scores / penalty, scores * penalty)",
         ),
-        top_p_keeps_too_few=("jnp.sum(before < decoding.top_p", "jnp.sum(before + probabilities < decoding.top_p"),
+        top_p_keeps_too_few=("jnp.sum(before < jnp", "jnp.sum(before + probabilities < jnp"),
         early_ends_are_allowed=("early = chosen < decoding.min_new_tokens", "early = chosen < 0"),
+    )
+    plant(
+        "llamo_jax/generation/processing.py",
+        BATCHER,
+        temperature_of_a_row_is_passed_over=(
+            "choices.temperature, 1e-6)[:, None]",
+            "0 * choices.temperature, 1.0)[:, None]",
+        ),
+        every_row_draws=("jnp.where(choices.temperature > 0, found,", "jnp.where(choices.temperature >= 0, found,"),
+    )
+    plant(
+        "llamo_jax/generation/decode.py",
+        BATCHER,
+        limit_of_a_row_is_passed_over=("jnp.minimum(rows.choices.limit, ", "jnp.maximum(rows.choices.limit, "),
+        nothing_is_released=("rows.finished.at[places].set(True", "rows.finished.at[places].set(False"),
+    )
+    plant(
+        "llamo_jax/generation/batcher.py",
+        BATCHER,
+        samples_share_a_key=("np.array([each.seed, each.sample]", "np.array([each.seed, 0]"),
+        cancelled_rows_go_on=("            self._engine.release(list(ended))\n", "            pass\n"),
+        queue_has_no_end=("len(self._waiting) + len(tickets) >", "len(self._waiting) + len(tickets) > 10**9 +"),
+        deadlines_do_not_count=('"deadline" if time.monotonic() > ticket.deadline', '"deadline" if False'),
+    )
+    plant(
+        "llamo_jax/generation/texts.py",
+        BATCHER,
+        stops_are_shown_in_part=("(_overlap(text, each) for each in self._stop)", "(0 for each in self._stop)"),
+        first_stop_in_the_list_wins=("min(ends)", "ends[0]"),
+    )
+    plant(
+        "llamo_jax/apps/assistant.py",
+        "tests/llamo_jax/test_explain.py",
+        every_claim_is_true=("Verdict(claim, claim in true)", "Verdict(claim, True)"),
+        first_molecule_is_looked_at=("encoder, record, number)", "encoder, record, 0)"),
+    )
+    plant(
+        "llamo_jax/analysis/attention.py",
+        "tests/llamo_jax/test_explain.py",
+        atoms_of_the_first_molecule=("atoms=atoms[first_atom :", "atoms=atoms[0 :"),
+        all_answers_are_the_last=("+ 1)[-1]  # of the last answer", "+ 1)[0]  # of the last answer"),
     )
     plant(
         "llamo_jax/generation/beams.py",

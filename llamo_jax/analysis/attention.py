@@ -76,8 +76,8 @@ class Attention(NamedTuple):
         return self.graph[:, chosen] @ (self.atoms + self.motifs @ members)[chosen]
 
 
-def attend(model: LLaMo, encoder: PromptEncoder, record: Record) -> Attention:
-    """The attention of a conversation about one molecule, which ends with the answer.
+def attend(model: LLaMo, encoder: PromptEncoder, record: Record, molecule: int = 0) -> Attention:
+    """The attention of a conversation's last answer, with which it ends, to one of the molecules.
 
     Raises ConfigError if prompts show no graph, or the model's projector does not tell what it attends to.
     """
@@ -88,18 +88,22 @@ def attend(model: LLaMo, encoder: PromptEncoder, record: Record) -> Attention:
     weights, out = _weights(model, batch)
     if "atom_attention" not in out:
         raise ConfigError(f"projector kind={model.config.projector.kind} does not tell what it attends to")
-    (graph,) = record.graphs
+    before, graph = record.graphs[:molecule], record.graphs[molecule]
     targets = np.flatnonzero(batch.target_mask[0])
-    places = np.flatnonzero(batch.molecule_slot[0] == 0)
+    targets = np.split(targets, np.flatnonzero(np.diff(targets) > 1) + 1)[-1]  # of the last answer
+    places = np.flatnonzero(batch.molecule_slot[0] == molecule)
     queries = batch.molecule_query[0][places]
     tokens_to_graph = np.zeros((len(targets), len(places)), np.float32)
     tokens_to_graph[:, queries] = np.asarray(weights)[targets][:, places]
-    motifs = np.asarray(out.get("motif_attention", jnp.zeros((1, 0, len(places)))))
+    atoms, first_atom = np.asarray(out["atom_attention"])[0], sum(len(each.atoms) for each in before)
+    motifs = np.asarray(out.get("motif_attention", jnp.zeros((1, 0, len(places)))))[0]
+    first_motif = sum(len(each.motifs) for each in before)
+    of_motifs = motifs[first_motif : first_motif + len(graph.motifs)].T
     return Attention(
         tokens=[encoder.tokenizer.decode([int(token)]) for token in batch.targets[0][targets]],
         graph=tokens_to_graph,
-        atoms=np.asarray(out["atom_attention"])[0, : len(graph.atoms)].T,
-        motifs=motifs[0, : len(graph.motifs)].T if motifs.shape[1] else np.zeros((len(places), len(graph.motifs))),
+        atoms=atoms[first_atom : first_atom + len(graph.atoms)].T,
+        motifs=of_motifs if len(motifs) else np.zeros((len(places), len(graph.motifs))),
         sources=model.config.projector.token_sources(model.config.num_levels),
     )
 
