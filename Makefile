@@ -15,7 +15,7 @@ EDITOR = openchemlib-9.25.0
 EDITOR_SHA256 = 42d4574c94023a2a72acb7e9052c41977efcb3687fd3c301af3ef25c9570a50e
 EDITOR_FILE = llamo_jax/apps/demo/vendor/openchemlib.js
 
-.PHONY: train smollm2 assistant editor check test test-all lint docs clean
+.PHONY: train smollm2 assistant demo editor check test test-all lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage1.py
@@ -38,6 +38,10 @@ assistant: models/smollm2 $(VENV)/.installed
 	$(BIN)/python launch.py --config configs/stage0.py:smollm2
 	$(BIN)/python launch.py --config configs/stage1.py:smollm2 --config.init_from=runs/stage0-smollm2
 	$(BIN)/python launch.py --config configs/stage2.py:smollm2 $(if $(DATA),--config.data.source=$(DATA))
+
+# The web page: http://127.0.0.1:7860. CHECKPOINT: a run's workdir or a model folder.
+demo: $(VENV)/.installed-demo $(if $(shell command -v npm),editor)
+	$(BIN)/python -m llamo_jax.apps.demo --checkpoint $(or $(CHECKPOINT),runs/stage1-tiny)
 
 editor: $(EDITOR_FILE)
 
