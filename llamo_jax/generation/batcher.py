@@ -26,6 +26,8 @@ TOKENS_AT_A_TIME = 4
 ADMITTED_AT_A_TIME = 8
 """Prompts that are admitted between two rounds of tokens: those that are being decoded wait for so many at most."""
 
+STOPPING = "the server is stopping"
+
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +72,15 @@ class Ticket:
     deadline: float
     sent: int = 0
     cancelled: bool = False
+    given_up: str = ""  # why, if it is
+
+    def end(self) -> "Piece | None":
+        """What it ends with before its answer does, if it has to."""
+        if self.cancelled:
+            return Piece([], [], "cancelled")
+        if self.given_up:
+            return Piece([], [], "failed", self.given_up)
+        return Piece([], [], "deadline") if time.monotonic() > self.deadline else None
 
     def cancel(self) -> None:
         """Nobody waits any more: the row is given away before the next tokens. Harmless when all is said."""
@@ -154,7 +165,7 @@ class Batcher:
         ]
         with self._changed:
             if self._closing:
-                raise BusyError("the server is stopping", closing=True)
+                raise BusyError(STOPPING, closing=True)
             if len(self._waiting) + len(tickets) > self.waiting_limit + max(0, self.rows - len(self._running)):
                 raise BusyError(f"{len(self._waiting):,} requests are waiting already", closing=False)
             self._waiting.extend(tickets)
@@ -168,7 +179,7 @@ class Batcher:
             self._changed.notify()
         self._thread.join(seconds)
         for ticket in [*self._waiting, *self._running.values()]:
-            ticket.deadline = 0.0  # the thread ends them, and then itself
+            ticket.given_up = STOPPING  # the thread ends them, and then itself
         self._thread.join()
 
     def _new_engine(self) -> Engine:
@@ -187,12 +198,11 @@ class Batcher:
 
     def _round(self) -> None:
         """Ends what has to end, admits, and decodes some tokens for all."""
-        ended = {row: ticket for row, ticket in self._running.items() if self._over(ticket)}
+        ended = {row: end for row, ticket in self._running.items() if (end := ticket.end())}
         if ended:
             self._engine.release(list(ended))
-        for row, ticket in ended.items():
-            del self._running[row]
-            self._deliver(ticket, Piece([], [], self._over(ticket)))
+        for row, end in ended.items():
+            self._deliver(self._running.pop(row), end)
         free = [row for row in range(self.rows) if row not in self._running]
         for row in free[:ADMITTED_AT_A_TIME]:
             new = self._next()
@@ -231,16 +241,10 @@ class Batcher:
                 if not self._waiting:
                     return None
                 ticket = self._waiting.popleft()
-            reason = self._over(ticket)
-            if reason is None:
+            end = ticket.end()
+            if end is None:
                 return ticket
-            self._deliver(ticket, Piece([], [], reason))
-
-    @staticmethod
-    def _over(ticket: Ticket) -> Literal["cancelled", "deadline"] | None:
-        if ticket.cancelled:
-            return "cancelled"
-        return "deadline" if time.monotonic() > ticket.deadline else None
+            self._deliver(ticket, end)
 
     @staticmethod
     def _deliver(ticket: Ticket, piece: Piece) -> None:

@@ -153,6 +153,17 @@ def test_closing_ends_what_was_begun_and_refuses_the_rest(generator):
     assert error.value.closing
 
 
+def test_what_is_not_finished_in_time_is_told(generator):
+    batcher = Batcher(generator, rows=ROWS, waiting=512, prompt_tokens=256, room=GraphRoom(4, 128))
+    (prompt,) = generator.encoder.encode(records(smiles=SMILES[:1]))
+    asked = Asked(batcher, prompt, *[Sampling(TOKENS)] * 40 * ROWS)
+    batcher.close()
+    ends = [reason for *_, reason in asked.result()]
+    assert ends.count("failed") > ROWS
+    assert set(ends) <= {"failed", "stop", "length"}
+    assert (batcher.running, batcher.waiting) == (0, 0)
+
+
 def test_what_does_not_fit_is_refused(generator, batcher):
     (large,) = generator.encoder.encode(records(smiles=["C" * 200]))
     assert batcher.refusal(large) == "the molecules have 200 atoms; at most 128 are allowed in all"

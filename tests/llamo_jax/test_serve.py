@@ -289,6 +289,11 @@ def test_the_log_has_no_prompts(server, client, caplog):
     assert "secret" not in caplog.text
 
 
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(server):
+    with pytest.raises(SystemExit, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use; choose another"):
+        serve.main(["--checkpoint", "nowhere", "--port", str(server.options.port)])
+
+
 @pytest.mark.slow
 def test_sigterm_finishes_what_was_begun(trained):
     port = free_port()

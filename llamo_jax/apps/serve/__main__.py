@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
             from llamo_jax.apps.serve.api import make_app
         except ImportError as error:
             raise DataError(f"{error}; pip install 'llamo_jax[serve]'") from None
+        _check_port(options.host, options.port)
         runs.use_compilation_cache()
         service, settings = make_service(options)
         _write_log()
@@ -50,13 +52,23 @@ def main(arguments: list[str] | None = None) -> None:
         print("compiling, which is waited for once …", file=sys.stderr, flush=True)
         warm_up(service)
         where = f"http://{options.host}:{options.port}/v1"
-        print(f"{settings.name}: {service.assistant.about}; {where}, {options.rows} side by side", file=sys.stderr)
+        print(
+            f"{settings.name}: {service.assistant.about}; {where}, {service.batcher.rows} side by side", file=sys.stderr
+        )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn raises them again when it has stopped: to end well
         server.run()
         service.batcher.close(0 if stopping.is_set() else options.drain_seconds)
     except runs.UserError as error:
         sys.exit(f"llamo_jax.apps.serve: {error}")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises DataError if nobody could be answered there, before a model is loaded."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise DataError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from None
 
 
 def _write_log() -> None:

@@ -152,7 +152,10 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
                     yield {"data": json.dumps(error.body())}
                 yield {"data": "[DONE]"}
 
-        return EventSourceResponse(events(), shutdown_grace_period=settings.drain_seconds + 5)
+        # a client that reads nothing is let go: its answer is done by then, and only the connection is held
+        return EventSourceResponse(
+            events(), send_timeout=settings.body_seconds, shutdown_grace_period=settings.drain_seconds + 5
+        )
 
     async def _timed(request: Request, answering: Answering) -> AsyncGenerator[tuple[int, str, Piece], None]:
         start = time.perf_counter()
