@@ -1,6 +1,10 @@
 """Settings of every test run: eight CPU devices, checked shapes; and the reference data."""
 
+import contextlib
+import ctypes
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Tests mostly wait for the compiler: no expensive optimisation of tiny programs. A train step of `tiny` on eight
@@ -14,6 +18,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as data_pipeline.logs does for programs
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import jax
+import psutil
 import pytest
 from jaxtyping import install_import_hook
 
@@ -48,6 +54,9 @@ SLOWEST = {
 FIRST = {"test_words"}
 """Files with tests of a minute: begun last, one would keep a process busy when the others are done."""
 
+LARGE_PROCESS = 2 << 30
+"""Bytes from which a test process drops what it compiled."""
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -60,6 +69,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif name not in UNIT:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slowest") is None and item.path.stem not in FIRST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_dropped() -> Iterator[None]:
+    """Compiled programs go with the file that needed them: three processes came to 6.8 GB each, and one was killed."""
+    yield
+    if psutil.Process().memory_info().rss > LARGE_PROCESS:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what small pieces were freed: a third of what there was
 
 
 @pytest.fixture(scope="session")
