@@ -21,6 +21,7 @@ from typing import Any
 
 from etils import epath
 
+from data_pipeline import storage
 from data_pipeline.command_line import program
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
@@ -123,7 +124,7 @@ def make_service(options: argparse.Namespace) -> tuple[Any, Any]:
         room=GraphRoom(options.max_molecules, options.max_atoms),
     )
     settings = Settings(
-        name=options.name or options.checkpoint.resolve().name,
+        name=options.name or storage.absolute(options.checkpoint).name,
         api_key=os.environ.get(KEY, ""),
         max_body=options.max_body,
         drain_seconds=options.drain_seconds,
