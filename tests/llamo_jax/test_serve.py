@@ -73,7 +73,7 @@ class Server:
 def server(trained):
     patch = pytest.MonkeyPatch()
     patch.setenv(serve.KEY, KEY)
-    patch.setattr(limits.BoundedHTTP, "seconds", 1.0)
+    patch.setattr(limits.BoundedHTTP, "seconds", 3.0)
     made = Server(trained, "--rows", "8", "--waiting", "64")
     yield made
     made.close()
