@@ -42,6 +42,7 @@ SLOWEST = {
     "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
     "test_kinds": ("test_it_trains", "test_sharded"),
     "test_ablation": ("test_every_cell", "test_it_goes_on"),
+    "test_instruct_job": ("test_faults_and_kills_change_nothing",),
     "test_training": ("test_runs_repeat_continue_and_chain",),
     "test_validations": ("test_the_best_checkpoint",),
     "test_tables": ("test_memory_is_bounded_by_bytes",),

@@ -267,7 +267,7 @@ def test_a_deadline_is_told(server, client):
 
 def test_slow_heads_and_slow_bodies_are_cut_off(server, monkeypatch):
     def sent(text):
-        with socket.create_connection(("127.0.0.1", server.options.port), timeout=60) as connection:
+        with socket.create_connection(("127.0.0.1", server.options.port), timeout=300) as connection:
             connection.sendall(text)
             return connection.recv(1000)
 
