@@ -150,8 +150,7 @@ def train(
                     if step % settings.eval_every == 0 or last:
                         # at the first validation that is as late as the next multiple
                         every, before = settings.graph_use_every, max(0, step - settings.eval_every)
-                        shown = config.prompt.show_graph and config.model.num_graph_tokens > 0
-                        due = shown and every > 0 and (last or step // every > before // every)
+                        due = every > 0 and (last or step // every > before // every)
                         line |= evaluate(state, graph_use=due)
                         validated = line.get("validation_loss")
                     log.write(step, line)
