@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from rdkit import Chem
 
 from data_pipeline.known_molecules import known_molecules
 from data_pipeline.molecule import parse_smiles
@@ -234,7 +235,8 @@ class Handlers:
             yield shown.line("Ask about one molecule first.")
             return
         names = known_molecules()
-        name = next(each for each in (*EXAMPLES[1:], *EXAMPLES[:1]) if names[each] != about[0])
+        shown_already = Chem.CanonSmiles(about[0])  # however it was typed
+        name = next(each for each in EXAMPLES[1:] if Chem.CanonSmiles(names[each]) != shown_already)
         *before, (question, answer) = _pairs(turns)
         style = Style(int(tokens), float(temperature), float(top_p), int(seed or 0))
         try:
