@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import gc
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Tests mostly wait for the compiler: no expensive optimisation of tiny programs. A train step of `tiny` on eight
@@ -18,6 +19,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as data_pipeline.logs does for programs
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import filelock
 import jax
 import psutil
 import pytest
@@ -38,13 +40,20 @@ SLOWEST = {
     "test_processes": ("",),  # all of its tests
     "test_wheel": ("",),
     "test_extending": ("",),  # the example of CONTRIBUTING is run by test_kinds
-    "test_faults": ("test_twenty_kills", "test_sigterm", "test_stage_2_is_continued", "test_a_base_that_did_not_do"),
+    "test_faults": (
+        "test_twenty_kills",
+        "test_sigterm",
+        "test_stage_2_is_continued",
+        "test_a_base_that_did_not_do",
+        "test_a_run_whose_end_is_not_saved",
+    ),
     "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
     "test_kinds": ("test_it_trains", "test_sharded"),
     "test_ablation": ("test_every_cell", "test_it_goes_on"),
     "test_instruct_job": ("test_faults_and_kills_change_nothing",),
-    "test_training": ("test_runs_repeat_continue_and_chain",),
-    "test_validations": ("test_the_best_checkpoint",),
+    "test_training": ("test_runs_repeat_continue_and_chain", "test_a_run_that_accumulates"),
+    "test_validations": ("test_the_best_checkpoint", "test_samples_are_validation_rows"),
+    "test_generation": ("test_a_second_start_compiles_nothing",),
     "test_tables": ("test_memory_is_bounded_by_bytes",),
     "test_record_files": ("test_an_object_store",),
     "test_peft": ("test_a_run_that_trained",),
@@ -101,6 +110,22 @@ def shared_data() -> Path:
     return folder
 
 
+def once_per_run(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A copy of the folder `name`, which the first process to come makes by `make(folder)`; the others wait."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    made = base / "made" / name
+    made.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(made.with_name(f"{name}.lock")):
+        if not made.exists():
+            partial = made.with_name(f"{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            make(partial)
+            partial.rename(made)
+    return Path(shutil.copytree(made, factory.mktemp("copies") / name))
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded corpus, prepared once per test run: the first process to come does it, the others wait."""
@@ -117,13 +142,14 @@ def few(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data_pipeline.records import read_records
     from data_pipeline.vocabulary import MOLECULES
 
-    folder = tmp_path_factory.mktemp("few")
-    settings = Settings(task="instruction", tokenizer=str(embedded / "tokenizer"))
-    for task in ("description", "instruction"):
-        counts = {"train": 80, "validation": 20}
-        pairs = [(split, r) for split, count in counts.items() for r in read_records(embedded / task, split)[:count]]
-        prepare_records(pairs, folder / task, MOLECULES, settings)
-    return folder
+    def make(folder: Path) -> None:
+        settings = Settings(task="instruction", tokenizer=str(embedded / "tokenizer"))
+        for task in ("description", "instruction"):
+            counts = {"train": 80, "validation": 20}
+            pairs = [(s, r) for s, count in counts.items() for r in read_records(embedded / task, s)[:count]]
+            prepare_records(pairs, folder / task, MOLECULES, settings)
+
+    return once_per_run(tmp_path_factory, "few", make)
 
 
 @pytest.fixture(scope="session")
@@ -149,10 +175,11 @@ def trained(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from configs import stage1
     from llamo_jax import runs
 
-    config = stage1.get_config("tiny")
-    config.data.source = str(few / "description")
-    config.data.rows = 8
-    config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
-    workdir = tmp_path_factory.mktemp("trained") / "stage1-tiny"
-    runs.train(runs.read_config(config), workdir)
-    return workdir
+    def make(workdir: Path) -> None:
+        config = stage1.get_config("tiny")
+        config.data.source = str(few / "description")
+        config.data.rows = 8
+        config.train.update({"steps": 2, "log_every": 2, "checkpoint_every": 2})
+        runs.train(runs.read_config(config), workdir)
+
+    return once_per_run(tmp_path_factory, "stage1-tiny", make)

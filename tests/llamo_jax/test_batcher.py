@@ -18,6 +18,8 @@ SMILES = ["CC(=O)Oc1ccccc1C(=O)O", "C", "[Na+].[Cl-]", "c1ccccc1", "CCO", "CCN",
 TOKENS = 24
 ROWS = 8  # one for each of the eight devices
 
+pytestmark = pytest.mark.xdist_group("batcher")  # one process compiles for all
+
 
 @pytest.fixture(scope="module")
 def generator(trained):

@@ -69,7 +69,8 @@ def _check_port(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise DataError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from None
+        why = str(error.strerror).partition(" (while")[0]  # some Pythons repeat the address
+        raise DataError(f"cannot listen at {host}:{port}: {why}; choose another --port") from None
 
 
 def _write_log() -> None:
