@@ -46,22 +46,31 @@ class Part(_Asked):
     text: str = ""
     molecule: str = ""
 
+    @model_validator(mode="after")
+    def _whole(self) -> "Part":
+        if self.type not in self.model_fields_set:
+            raise ValueError(f"a part of type {self.type!r} has its content in the field {self.type!r}")
+        return self
+
 
 class ChatMessage(_Asked):
-    """A turn; molecules in it stand at the beginning of the conversation, as the model was taught."""
+    """A turn, of parts or a text; its molecules stand at the beginning of the conversation, as the model was taught."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _parts(cls, value: Any) -> Any:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     def text(self) -> str:
         """Its text parts, in lines."""
-        if isinstance(self.content, str):
-            return self.content
         return "\n".join(part.text for part in self.content if part.type == "text")
 
     def molecules(self) -> list[str]:
         """SMILES of its molecule parts."""
-        return [] if isinstance(self.content, str) else [p.molecule for p in self.content if p.type == "molecule"]
+        return [part.molecule for part in self.content if part.type == "molecule"]
 
 
 class StreamOptions(_Asked):
