@@ -91,6 +91,9 @@ def expected(trained):
     return assistant.ask(QUESTION[0]["content"], smiles=ASPIRIN)
 
 
+TOOLS = [{"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}]
+
+
 def ask(client, **more):
     extra = {"molecules": [ASPIRIN]} | more.pop("extra", {})
     return client.chat.completions.create(**({"model": "llamo", "messages": QUESTION, "extra_body": extra} | more))
@@ -108,6 +111,9 @@ def test_an_answer_is_the_assistants(server, client, expected):
     parts = [{"type": "molecule", "molecule": ASPIRIN}, {"type": "text", "text": QUESTION[0]["content"]}]
     asked = ask(client, messages=[{"role": "user", "content": parts}], extra={"molecules": []})
     assert asked.choices[0].message.content == expected
+    offered = ask(client, tools=TOOLS)  # Open WebUI offers its own to every model
+    assert offered.choices[0].message.content == expected
+    assert offered.choices[0].message.tool_calls is None
     other = ask(client, extra={"molecules": ["CCCCCC"]})
     assert other.choices[0].message.content != expected
 
@@ -160,7 +166,9 @@ def test_settings_of_a_request(client, expected):
          openai.BadRequestError, "invalid_request", "'text' or 'molecule'"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_request", "temperature: "),
         ({"top_logprobs": 3, "logprobs": True}, openai.BadRequestError, "invalid_request", "top_logprobs: not"),
-        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "invalid_request", "tools"),
+        ({"tools": TOOLS, "tool_choice": "required"}, openai.BadRequestError, "invalid_request", "tool_choice: not"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "weigh"}}}, openai.BadRequestError,
+         "invalid_request", "tool_choice: not"),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "invalid_request", "response_format"),
         ({"extra": {"molecules": [ASPIRIN, "C(C"]}}, openai.UnprocessableEntityError, "invalid_molecule", "'C(C'"),
         ({"extra": {"molecules": ["CCO"] * 9}}, openai.BadRequestError, "context_length_exceeded", "9 molecules"),

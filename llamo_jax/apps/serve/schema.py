@@ -14,6 +14,9 @@ MAX_STOPS = 4
 MAX_EMBEDDED = 512
 """Molecules of one request to /v1/embeddings."""
 
+TOOLS_NOT_CALLED = (None, "auto", "none")
+"""Choices among offered tools that an answer in words obeys."""
+
 
 class APIError(Exception):
     """A request that is not answered: HTTP status, and what OpenAI's error object says."""
@@ -80,7 +83,10 @@ class StreamOptions(_Asked):
 
 
 class ChatRequest(_Asked):
-    """POST /v1/chat/completions. temperature: by default the server's, 0: the most probable answer."""
+    """POST /v1/chat/completions. temperature: by default the server's, 0: the most probable answer.
+
+    Tools may be offered, as Open WebUI does to every model; the model never calls one, and need not unless it is told.
+    """
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)
@@ -97,7 +103,9 @@ class ChatRequest(_Asked):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
+    function_call: Any = None
     logit_bias: dict[str, float] | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
@@ -114,8 +122,8 @@ class ChatRequest(_Asked):
     def _supported(self) -> "ChatRequest":
         plain = self.response_format is None or self.response_format.get("type") == "text"
         used = {
-            "tools": bool(self.tools),
-            "functions": bool(self.functions),
+            "tool_choice": self.tool_choice not in TOOLS_NOT_CALLED,
+            "function_call": self.function_call not in TOOLS_NOT_CALLED,
             "logit_bias": bool(self.logit_bias),
             "frequency_penalty": bool(self.frequency_penalty),
             "presence_penalty": bool(self.presence_penalty),
