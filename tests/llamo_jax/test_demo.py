@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -295,3 +296,19 @@ def test_markup_of_what_people_type_is_text():
     assert "\n    # no heading\n" in markdown
     assert "\n    a\n    <b>\n" in markdown
     assert shown.molecules([]) == '<div class="llamo-cards"></div>'
+
+
+def test_an_empty_answer_is_told():
+    from llamo_jax.apps.demo.page import Handlers
+
+    class Silent:
+        def checked(self, question, smiles):
+            return smiles
+
+        def answer(self, *_):
+            yield ""
+
+    said = Handlers(Silent()).answer("Why?", "C", [], [], 8, 0.0, 1.0, 0, SimpleNamespace(session_hash="somebody"))
+    *_, (_, turns, _, _, note) = said
+    assert turns == [("Why?", "")]  # it can be asked again
+    assert "The answer is empty" in note

@@ -188,6 +188,7 @@ class Handlers:
                 yield _messages([*turns, (question, said)]), turns, smiles, left, shown.line(note)
                 left = gr.skip()  # what is typed meanwhile is the next question
             turns = [*turns, (question, said)]
+            note = note if said.strip() else "The answer is empty: ask again, or ask otherwise."
             yield _messages(turns), turns, smiles, left, shown.line(note)
         except RefusedError as error:
             yield _messages(turns), turns, about, question, shown.line(str(error))
