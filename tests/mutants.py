@@ -433,6 +433,10 @@ def _mutants() -> list[Mutant]:
             "choices.temperature, 1e-6)[:, None]",
             "0 * choices.temperature, 1.0)[:, None]",
         ),
+    )
+    plant(
+        "llamo_jax/generation/processing.py",
+        DECODING,
         every_row_draws=("jnp.where(choices.temperature > 0, found,", "jnp.where(choices.temperature >= 0, found,"),
     )
     plant(

@@ -254,11 +254,17 @@ def test_sentences_are_about_the_molecule_that_they_name():
 def test_a_turn_that_fails_is_cut_off_with_what_follows():
     shown = Shown("structure", (ASPIRIN,), ("",), talk(
         "Has it an ester?", "Yes, it has 1 ester group.", "Its charge?", "It has a net charge of +1.",
-        "Its formula?", "It has the formula C9H8O4."))  # fmt: skip
+        "Its formula?", "It has the formula C9H8O4.",
+        "Has it a nitro group?", "Yes, it has 1 nitro group."))  # fmt: skip
     verdict = judged(shown, Thresholds())
     assert [message.content for message in verdict.kept] == ["Has it an ester?", "Yes, it has 1 ester group."]
-    assert (verdict.claims, verdict.true) == (3, 2)
-    assert [finding.turn for finding in verdict.findings] == [3]
+    assert (verdict.claims, verdict.true) == (4, 2)
+    assert {finding.turn for finding in verdict.findings} == {3, 7}
+
+
+def test_a_smiles_without_bonds_or_rings_is_given_away_too():
+    assert reasons("Describe it.", "It is CCO, an alcohol.", smiles=("CCO",)) == {"leakage: a SMILES"}
+    assert reasons("Describe it.", "It is OCC, an alcohol.", smiles=("OCC",)) == {"leakage: a SMILES"}
 
 
 def test_thresholds_are_settings():

@@ -22,7 +22,7 @@ from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.generation.decode import generate
 from llamo_jax.generation.few_rows import COMPILER_OPTIONS
 from llamo_jax.generation.generator import Generator
-from llamo_jax.generation.processing import most_probable, warped
+from llamo_jax.generation.processing import Choices, most_probable, next_token_of_each, warped
 from llamo_jax.generation.prompts import collate_prompts, prompt_bucket
 from llamo_jax.models import quantization
 from llamo_jax.models.definition import define_model
@@ -157,6 +157,14 @@ def test_the_most_probable_token_is_the_first_of_the_highest():
     np.testing.assert_array_equal(find(scores), np.argmax(scores, axis=-1))
     np.testing.assert_array_equal(find(np.full((2, 7), np.finfo(np.float32).min)), [0, 0])
     assert 0 <= find(np.full((1, 7), np.nan))[0] < 7
+
+
+def test_rows_that_do_not_draw_take_the_first_of_the_highest_beside_those_that_do():
+    scores = jnp.zeros((8, 50))  # where all are the highest, a draw at any temperature would take another
+    choices = Choices(jnp.arange(8) % 2.0, jnp.ones(8), jnp.full(8, 9, jnp.int32))
+    found = next_token_of_each(scores, jax.random.split(jax.random.key(0), 8), jnp.zeros(8, jnp.int32), choices)
+    assert found[::2].tolist() == [0] * 4
+    assert len(set(found[1::2].tolist())) > 1
 
 
 def test_padding_may_be_on_either_side(model):
