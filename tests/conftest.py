@@ -46,6 +46,8 @@ SLOWEST = {
         "test_stage_2_is_continued",
         "test_a_base_that_did_not_do",
         "test_a_run_whose_end_is_not_saved",
+        "test_a_run_whose_loss_stays_infinite",
+        "test_a_start_that_failed_before",
     ),
     "test_prepare": ("test_killed_ten_times", "test_tfrecord_files"),
     "test_kinds": ("test_it_trains", "test_sharded"),
@@ -55,14 +57,16 @@ SLOWEST = {
     "test_validations": ("test_the_best_checkpoint", "test_samples_are_validation_rows"),
     "test_generation": ("test_a_second_start_compiles_nothing",),
     "test_tables": ("test_memory_is_bounded_by_bytes",),
-    "test_record_files": ("test_an_object_store",),
+    "test_record_files": ("test_an_object_store", "test_many_small_files"),
+    "test_convert": ("test_a_run_starts_from_a_model_folder",),  # test_smollm2 does so with a real one
+    "test_observability": ("test_a_run_asked_to_stop_while_it_validates",),
     "test_peft": ("test_a_run_that_trained",),
     "test_evaluation": ("test_an_evaluation_continues",),
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
-FIRST = {"test_words"}
-"""Files with tests of a minute: begun last, one would keep a process busy when the others are done."""
+FIRST = {"test_smollm2", "test_words"}
+"""Files with tests of a minute and more: begun last, one would keep a process busy when the others are done."""
 
 LARGE_PROCESS = 2 << 30
 """Bytes from which a test process drops what it compiled."""

@@ -23,7 +23,7 @@ from llamo_jax.models.folder import read_model
 from llamo_jax.weights import read_folder
 from tests.llamo_jax.test_convert import our_logits, torch_logits
 
-pytestmark = [pytest.mark.slowest, pytest.mark.xdist_group("smollm2")]
+pytestmark = pytest.mark.xdist_group("smollm2")
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
