@@ -118,6 +118,7 @@ def test_a_request_that_nobody_waits_for_gives_its_row_back(generator):
         for ticket in running.tickets:
             ticket.cancel()
         assert {reason for *_, reason in running.result()} == {"cancelled"}
+        assert batcher._engine.advance(1)[1].all()  # no row goes on for nobody
         slow = Asked(batcher, prompt, Sampling(4000))
         assert slow.pieces.get(timeout=300)[1].tokens
         slow.tickets[0].deadline = 0.0  # its time is up while it is being decoded
@@ -181,7 +182,7 @@ def test_what_does_not_fit_is_refused(generator, batcher):
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_a_text_that_ends_answers_is_never_shown_in_part(size):
     text = "It is an acid. User: and what else? User"
     for stop, expected in (
