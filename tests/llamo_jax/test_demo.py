@@ -248,6 +248,42 @@ def test_what_is_no_molecule_is_refused_in_words(opened, expected):
     assert page.evaluate("window.hacked") is None
 
 
+MARKED = "Does it give CCO>>CC=O & <b>more</b>? &lt;"
+
+
+@needs_a_browser
+@pytest.mark.parametrize("clipboard", [True, False], ids=["https", "http"])
+def test_what_is_copied_is_what_was_said(opened, expected, clipboard):
+    page = opened(permissions=["clipboard-read", "clipboard-write"])
+    if not clipboard:  # as browsers do for pages of other machines without https
+        page.add_init_script("Object.defineProperty(Navigator.prototype, 'clipboard', {value: undefined})")
+        page.reload()
+        page.wait_for_selector("#cards svg")
+    ask(page, MARKED)
+    answered(page, expected(ASPIRIN, question=MARKED))
+    for button in ("Copy message", "Copy conversation"):
+        page.get_by_role("button", name=button).first.click()
+        page.fill("#question textarea", "")
+        page.focus("#question textarea")
+        page.keyboard.press("Control+V")
+        page.wait_for_function("text => document.querySelector('#question textarea').value.includes(text)", arg=MARKED)
+
+
+@needs_a_browser
+def test_what_is_changed_is_what_was_said(opened, expected):
+    page = opened()
+    ask(page, MARKED)
+    answered(page, expected(ASPIRIN, question=MARKED))
+    page.get_by_role("button", name="Edit").first.click()
+    field = page.locator("#chat textarea").first
+    page.wait_for_function("text => document.querySelector('#chat textarea').value == text", arg=MARKED)
+    field.press("End")
+    field.press_sequentially(" &gt;")
+    page.get_by_role("button", name="Submit").first.click()
+    answered(page, expected(ASPIRIN, question=f"{MARKED} &gt;"))
+    assert f"{MARKED} &gt;" in page.inner_text("#chat")
+
+
 @needs_a_browser
 def test_two_at_once_get_their_own_answers(opened, expected):
     pages = {smiles: opened() for smiles in ("CCO", "c1ccccc1")}

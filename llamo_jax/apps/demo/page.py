@@ -29,6 +29,29 @@ SAVE = """(text, name) => {
   link.download = name; link.click(); URL.revokeObjectURL(link.href); return [text, name];
 }"""
 
+PLAIN = """() => {
+  const plain = text => text.replaceAll('&lt;', '<').replaceAll('&gt;', '>').replaceAll('&amp;', '&');
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = text => write(plain(text));
+  }
+  document.addEventListener('copy', event => {
+    if (event.target.style?.left != '-999999px') return;
+    event.clipboardData.setData('text/plain', plain(event.target.value));
+    event.preventDefault();
+  });
+  document.addEventListener('focusin', event => {
+    const field = event.target;
+    if (!field.matches('#chat .edit-textarea') || field.dataset.plain) return;
+    field.dataset.plain = 'yes';
+    field.value = plain(field.value);
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+  });
+}"""
+"""The chat copies, and gives to edit, what it was given, which `_messages` escaped: of a reaction's ">>", "&gt;&gt;".
+Without https there is no clipboard, and Gradio copies out of a field that it puts outside of the page.
+"""
+
 
 def theme() -> gr.themes.Base:
     """Of the page; light or dark as the browser asks."""
@@ -105,6 +128,7 @@ def make_page(talk: Talk, title: str) -> gr.Blocks:
 
         smiles.change(_cards, smiles, cards, show_progress="hidden")
         page.load(_cards, smiles, cards, show_progress="hidden")
+        page.load(None, js=PLAIN)
         known.input(lambda name: names.get(name, ""), known, smiles)
         draw.click(lambda _, made: made, [smiles, drawn], smiles, js=editor.DRAWN)
         add.click(_added, [smiles, drawn], smiles, js=editor.DRAWN)
@@ -225,7 +249,7 @@ class Handlers:
         """The answer to a question that was changed; what came later is dropped."""
         value = data.value if isinstance(data.value, str) else "".join(part.get("text", "") for part in data.value)
         before = turns[: _turn(data.index)]
-        yield from self.answer(html.unescape(value), text, before, about, tokens, temperature, top_p, seed, request)
+        yield from self.answer(value, text, before, about, tokens, temperature, top_p, seed, request)
 
     def swapped(
         self, turns: Turns, about: list[str], tokens: int, temperature: float, top_p: float, seed: int,
