@@ -50,10 +50,11 @@ def matched(kind: str, reference: ProjectorConfig, graph_width: int, levels: int
     a, b, c = np.linalg.solve(np.vander(at, 3).astype(float), [count(each) - wanted for each in at])
     root = -c / b if abs(a) < 0.5 else (-b + math.sqrt(max(b * b - 4 * a * c, 0))) / (2 * a)
     nearest = max(1, math.floor(root))
-    best = min((nearest, nearest + 1), key=lambda each: abs(count(each) - wanted))
-    if abs(count(best) - wanted) > TOLERANCE * wanted:
+    counts = {each: count(each) for each in (nearest, nearest + 1)}
+    best = min(counts, key=lambda each: abs(counts[each] - wanted))
+    if abs(counts[best] - wanted) > TOLERANCE * wanted:
         raise ConfigError(
             f"config.model.projector: no width of {kind} has {wanted:,} parameters within {TOLERANCE:.0%}; "
-            f"{count(best):,} come closest"
+            f"{counts[best]:,} come closest"
         )
     return of_heads(best)
