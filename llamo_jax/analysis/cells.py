@@ -4,6 +4,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -26,6 +27,9 @@ from llamo_jax.training.program import make_program
 
 SHOWN = {"hidden": False, "shown": True}
 """Name → config.prompt.show_smiles."""
+
+PANELS_ACROSS = 4
+"""Of a picture; more would be too small to read."""
 
 
 class Cell(NamedTuple):
@@ -209,13 +213,17 @@ def _mean(score: Mapping[str, Any]) -> str:
 
 def picture(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], text: str) -> bytes:
     """A PNG: each metric by kind, hidden and shown; bars are standard deviations over seeds."""
-    import numpy as np
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     names = [name for name in metrics if all(name in row for row in rows)]
-    figure = Figure(figsize=(4 * len(names), 1.5 + 0.4 * len(kinds)), layout="constrained")
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+    across = min(len(names), PANELS_ACROSS)
+    down = math.ceil(len(names) / across)
+    figure = Figure(figsize=(4 * across, down * (1.5 + 0.4 * len(kinds))), layout="constrained")
+    panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=False):
         for offset, shown in ((-0.12, "hidden"), (0.12, "shown")):
             chosen = [row for row in rows if row["text"] == shown]
             means, stds = ([row[name][each] or 0 for row in chosen] for each in ("mean", "std"))
@@ -224,7 +232,7 @@ def picture(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], text:
         axes.set_title(metrics[name])
         axes.set_yticks(range(len(kinds)), kinds)
         axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
     return pages.png(figure)
 
 

@@ -153,29 +153,43 @@ def sections(result: Mapping[str, Any]) -> list[pages.Section]:
 
 
 def picture(result: Mapping[str, Any]) -> bytes:
-    """A PNG: MAE of each model over the constant's, and ROC-AUC, for every task."""
+    """A PNG: MAE of each model over the constant's, and ROC-AUC, for every task, with intervals.
+
+    Errors of a model that answered fewer than half of the questions with a number are left out: they are of other, few
+    questions.
+    """
     from matplotlib.figure import Figure
 
     groups = {classes: [task for task, each in result["tasks"].items() if each["classes"] == classes]
               for classes in (False, True)}  # fmt: skip
     kinds = [classes for classes, tasks in groups.items() if tasks]
-    figure = Figure(figsize=(6.5 * len(kinds), 4), layout="constrained")
-    for axes, classes in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
-        tasks, score = groups[classes], "roc_auc" if classes else "mae"
+    figure = Figure(figsize=(6.5 * len(kinds), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False).flat
+    for axes, classes in zip(panels, kinds, strict=True):
+        tasks = groups[classes]
         models = list(result["tasks"][tasks[0]]["scores"])
         for place, model in enumerate(models):
-            values = []
-            for task in tasks:
-                scores = result["tasks"][task]["scores"]
-                value = scores[model][score]
-                reference = 1.0 if classes else scores["constant"][score]
-                values.append(np.nan if value is None else value / reference)
-            axes.bar(np.arange(len(tasks)) + 0.8 * place / len(models), values, 0.8 / len(models), label=model)
+            bars = np.array([_bar(result["tasks"][task]["scores"], model, classes=classes) for task in tasks])
+            at = np.arange(len(tasks)) + 0.8 * place / len(models)
+            around = np.abs(bars[:, 1:] - bars[:, :1]).T
+            axes.bar(at, bars[:, 0], 0.8 / len(models), yerr=around, error_kw={"linewidth": 0.8}, label=model)
         axes.set_xticks(np.arange(len(tasks)) + 0.35, tasks, rotation=20)
         axes.set_ylabel("ROC-AUC" if classes else "MAE over that of the training mean")
         axes.axhline(0.5 if classes else 1.0, color="k", linewidth=0.8)
-    axes.legend(fontsize="small")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models), fontsize="small"
+    )
     return pages.png(figure)
+
+
+def _bar(scores: Mapping[str, Any], model: str, *, classes: bool) -> tuple[float, float, float]:
+    """Height and interval of a bar; NaN where there is none."""
+    score, reference = ("roc_auc", 1.0) if classes else ("mae", scores["constant"]["mae"])
+    value, interval = scores[model][score], scores[model]["intervals"].get(score)
+    if value is None or (not classes and scores[model]["answered"] < 0.5):
+        return (np.nan,) * 3
+    low, high = interval or (value, value)
+    return value / reference, low / reference, high / reference
 
 
 @program("instruction_effect", hint="run the same command again to continue")

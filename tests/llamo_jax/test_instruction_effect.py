@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
@@ -30,6 +31,21 @@ def test_changes_are_paired():
     assert found["mean"] == pytest.approx((-1 + 1 + 1) / 3)
     nothing = instruction_effect.change(rows(["1"], ["x"]), rows(["1"], ["2"]), classes=False)
     assert nothing == {"mean": None, "interval": None, "questions": 0}
+
+
+def test_bars_are_relative_and_not_of_a_few_answers():
+    scores = {
+        name: {
+            "mae": mae,
+            "roc_auc": 0.75,
+            "answered": answered,
+            "intervals": {"mae": [mae - 0.5, mae + 1], "roc_auc": None},
+        }
+        for name, mae, answered in (("constant", 2.0, 1.0), ("good", 1.0, 0.5), ("silent", 0.5, 0.4))
+    }
+    assert instruction_effect._bar(scores, "good", classes=False) == (0.5, 0.25, 1.0)
+    assert np.isnan(instruction_effect._bar(scores, "silent", classes=False)).all()
+    assert instruction_effect._bar(scores, "silent", classes=True) == (0.75, 0.75, 0.75)
 
 
 @pytest.fixture(scope="module")
