@@ -36,6 +36,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, 
 flags.mark_flag_as_required("config")
 
 
+_LESS_MEMORY = (
+    "what needs less: config.model.remat=dots or full, a smaller config.model.loss_chunk, fewer or shorter rows "
+    "(config.data.rows_per_device, rows, tokens_per_row; config.train.accumulate keeps a step's size), "
+    "config.model.quantize, or more devices (config.mesh.fsdp)"
+)
+
+
 @program("launch.py", "run the same command again to continue")
 def main(arguments: list[str]) -> None:
     """Runs the configuration that the flags describe."""
@@ -54,6 +61,10 @@ def main(arguments: list[str]) -> None:
             done = (_evaluate if _is_evaluation() else _train)()
     except runs.UserError as error:
         _stop(str(error))
+    except RuntimeError as error:  # as jax reports what fails on devices
+        if (reason := runs.out_of_memory(error)) is None:
+            raise
+        _stop(f"{reason}; {_LESS_MEMORY}")
     _leave(0 if done else os.EX_TEMPFAIL)  # schedulers start again what has failed, and leave alone what has ended
 
 

@@ -263,7 +263,7 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         try:
             answers = generator.answer_records(prompts)
         except (ConfigError, jax.errors.JaxRuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if isinstance(error, jax.errors.JaxRuntimeError) and out_of_memory(error) is None:
                 raise
             # no room beside the optimizer's state: training needs no samples
             logging.warning("no sample answers: %s", str(error).splitlines()[0])
@@ -281,6 +281,12 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         return found
 
     return sample
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """One line about what a device had no memory for; None if it is another error of a computation."""
+    _, exhausted, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
+    return f"a device ran out of memory: {reason.splitlines()[0].rstrip('.')}" if exhausted else None
 
 
 def use_compilation_cache() -> None:

@@ -54,6 +54,20 @@ def test_launch_says_what_is_wrong(tmp_path, arguments, message):
     assert (tmp_path / "a_file").read_text() == "precious"
 
 
+def test_a_device_without_enough_memory_is_one_line(tmp_path):
+    """A real refusal of the allocator, in place of training."""
+    program = (
+        "import launch, jax.numpy as jnp; launch._train = lambda: jnp.zeros(1 << 46).block_until_ready(); "
+        f"launch.app.run(launch.main, ['launch.py', '--config={ROOT}/configs/stage1.py'], launch._parse_flags)"
+    )
+    result = run("-c", program, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f"launch.py: a device ran out of memory: Out of memory allocating {4 << 46} bytes; what needs less: config"
+    )
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

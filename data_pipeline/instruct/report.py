@@ -7,9 +7,8 @@ from typing import Any
 
 import jinja2
 from etils import epath
-from rdkit.Chem.Draw import rdMolDraw2D
 
-from data_pipeline import storage
+from data_pipeline import drawing, storage
 from data_pipeline.guard import tried
 from data_pipeline.instruct.job import CONVERSATIONS, REJECTED
 from data_pipeline.instruct.ratings import RUBRIC, as_csv, sample
@@ -45,7 +44,7 @@ _MACROS = """
 
 _REPORT = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Conversations about molecules</title><style>{{ style }}</style><h1>Conversations about molecules</h1>
-<p>{{ lines | join("; ") }}.</p>
+<p>{{ lines | join("; ") }}.</p>{% if undrawn %}<p>{{ undrawn }}</p>{% endif %}
 <table><tr><th>kind</th><th>asked</th><th>got</th><th>conversations</th></tr>
 {% for name, kind in quality.kinds.items() %}<tr><td>{{ name }}</td><td class="number">{{ percent(kind.asked) }}</td>
 <td class="number">{{ percent(kind.share) }}</td><td class="number">{{ "{:,}".format(kind.conversations) }}</td></tr>
@@ -132,7 +131,7 @@ def _page(template: str, **values: Any) -> str:
     # everything that teachers and files say is escaped; only drawings are markup
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
     environment.globals.update(drawn=_drawn, percent=lambda share: f"{share:.1%}")
-    return environment.from_string(_MACROS + template).render(style=_STYLE, **values)
+    return environment.from_string(_MACROS + template).render(style=_STYLE, undrawn=drawing.why_not(), **values)
 
 
 def _drawn(row: Mapping[str, Any]) -> list[Any]:
@@ -145,14 +144,10 @@ def _drawn(row: Mapping[str, Any]) -> list[Any]:
 @functools.lru_cache(maxsize=1024)
 def _svg(smiles: str) -> str:
     try:
-        drawing = tried(_drawing, smiles)
+        return tried(_drawing, smiles)
     except InvalidMoleculeError:
         return f"<code>{html.escape(smiles)}</code>"
-    return drawing[drawing.index("<svg") :]
 
 
 def _drawing(smiles: str) -> str:
-    drawer = rdMolDraw2D.MolDraw2DSVG(260, 200)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, parse_smiles(smiles))
-    drawer.FinishDrawing()
-    return drawer.GetDrawingText()
+    return drawing.markup(parse_smiles(smiles), (260, 200))

@@ -22,10 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from rdkit import Chem
-from rdkit.Chem.Draw import rdMolDraw2D
 
-from data_pipeline import storage
+from data_pipeline import drawing, storage
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, collate
 from data_pipeline.command_line import program
 from data_pipeline.conversation import Conversation, Message
@@ -48,6 +46,7 @@ from llamo_jax.models.llama import DecoderLayer, rope_tables
 
 QUESTION = "Describe this molecule."
 SHOWN_WORDS = 12  # in the picture
+SIZE = (320, 240)  # pixels of a molecule
 
 
 class Attention(NamedTuple):
@@ -205,20 +204,13 @@ def words_of(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:
     return words
 
 
-def drawing(mol: Chem.Mol, weights: np.ndarray, *, png: bool = False, legend: str = "") -> str | bytes:
-    """The molecule with its atoms in the colour of their share of the largest weight: SVG, or PNG."""
+def highlights(weights: np.ndarray) -> dict[str, Any]:
+    """For data_pipeline.drawing: every atom in the colour of its share of the largest weight."""
     largest = float(weights.max()) or 1.0
     colours = {
         atom: (1.0, 1 - 0.7 * float(w) / largest, 1 - 0.9 * float(w) / largest) for atom, w in enumerate(weights)
     }
-    size = (320, 240)
-    drawer = rdMolDraw2D.MolDraw2DCairo(*size) if png else rdMolDraw2D.MolDraw2DSVG(*size)
-    rdMolDraw2D.PrepareAndDrawMolecule(
-        drawer, mol, legend=legend, highlightAtoms=list(colours), highlightAtomColors=colours, highlightBonds=[]
-    )
-    drawer.FinishDrawing()
-    content: str | bytes = drawer.GetDrawingText()
-    return content
+    return {"highlightAtoms": list(colours), "highlightAtomColors": colours, "highlightBonds": []}
 
 
 _STYLE = """body{font:15px/1.6 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -233,8 +225,7 @@ def page(smiles: str, question: str, words: Sequence[tuple[str, np.ndarray]], so
     mol = parse_smiles(smiles)
 
     def svg(weights: np.ndarray) -> str:
-        text = str(drawing(mol, weights))
-        return text[text.index("<svg") :]
+        return drawing.svg(mol, SIZE, **highlights(weights))
 
     spans = [
         f'<span class="w" tabindex="0">{html.escape(word)}<span class="p">{svg(weights)}</span></span>'
@@ -266,7 +257,8 @@ def grid(smiles: str, words: Sequence[tuple[str, np.ndarray]]) -> bytes:
         axes.set_axis_off()
     for axes, index in zip(figure.axes, chosen, strict=False):
         word, weights = words[index]
-        axes.imshow(image.imread(io.BytesIO(bytes(drawing(mol, weights, png=True))), format="png"))  # type: ignore[arg-type]
+        content = io.BytesIO(drawing.png(mol, SIZE, **highlights(weights)))
+        axes.imshow(image.imread(content, format="png"))  # type: ignore[arg-type]
         axes.set_title(word, fontsize=10)
     return pages.png(figure)
 
@@ -350,6 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     quiet_libraries()
     try:
+        if reason := drawing.why_not():  # before what takes minutes
+            raise DataError(reason)
         result, picture, html_page = analyse(options)
         pages.write(options.output, "attention", "Attention", result, sections(result), picture)
         storage.write_text(options.output / "attention.html", html_page)

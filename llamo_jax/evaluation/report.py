@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from rdkit import Chem
-from rdkit.Chem.Draw import rdMolDraw2D
 
-from data_pipeline import storage
+from data_pipeline import drawing, storage
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
 from llamo_jax.evaluation import intervals, overview
@@ -56,7 +56,12 @@ class Picture(NamedTuple):
 
 
 def write_report(path: Path, task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the page in one step; Markdown if the name ends in .md, else HTML. Both need no other file."""
+    """Writes the page in one step; Markdown if the name ends in .md, else HTML. Both need no other file.
+
+    Where molecules cannot be drawn, their SMILES stand in the page, and why it is so.
+    """
+    if reason := drawing.why_not():
+        logging.warning("%s: %s", path, reason)
     sections = _sections(task, metrics, rows)
     title = f"{task}: {len(rows):,} answers"
     render = _markdown if path.suffix == ".md" else _html
@@ -68,8 +73,9 @@ def _sections(task: str, metrics: Mapping[str, Any], rows: Sequence[Mapping[str,
     name, function = ROW_SCORES[kind]
     scores = np.array([_or_nan(function(row["prediction"], row["target"])) for row in rows], float)
     order = [int(index) for index in np.argsort(-scores, kind="stable") if np.isfinite(scores[index])]
+    told = [*overview.sentences(kind, metrics, rows), *filter(None, [drawing.why_not()])]
     sections = [
-        Section("Result", [*overview.sentences(kind, metrics, rows), Picture(*overview.chart(kind, metrics, rows))]),
+        Section("Result", [*told, Picture(*overview.chart(kind, metrics, rows))]),
         Section("Scores", [_score_table(metrics)]),
         Section(f"{name} by length and size", [_histograms(name, scores, rows)]),
     ]
@@ -188,18 +194,14 @@ def _drawn(smiles: str) -> Picture | str:
     except InvalidMoleculeError:
         return "no valid molecule"
     try:
-        return tried(drawing, smiles)
+        return smiles[:LONGEST] if drawing.why_not() else tried(picture, smiles)
     except (InvalidMoleculeError, RuntimeError, ValueError, Chem.MolSanitizeException):
         return smiles[:LONGEST]
 
 
-def drawing(smiles: str) -> Picture:
+def picture(smiles: str) -> Picture:
     """The structure as SVG; raises what RDKit does."""
-    mol = parse_smiles(smiles)
-    drawer = rdMolDraw2D.MolDraw2DSVG(220, 160)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
-    drawer.FinishDrawing()
-    return Picture(drawer.GetDrawingText().encode(), "svg+xml", smiles)
+    return Picture(drawing.svg(parse_smiles(smiles), (220, 160)).encode(), "svg+xml", smiles)
 
 
 def _html(title: str, sections: Sequence[Section]) -> str:

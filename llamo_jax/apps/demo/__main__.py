@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             from llamo_jax.apps.demo.page import CSS, make_page, theme
         except ImportError as error:
             raise DataError(f"{error}; pip install 'llamo_jax[demo]'") from None
+        from data_pipeline.drawing import why_not
         from llamo_jax.apps.assistant import Assistant
         from llamo_jax.apps.demo.talk import MAX_MOLECULES, Talk
         from llamo_jax.config import DecodingConfig
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
             room=GraphRoom(MAX_MOLECULES, 512),
         )
         page = make_page(Talk(assistant, batcher), options.title)
+        if reason := why_not():
+            print(f"note: {reason}; the page shows their SMILES", flush=True)
         page.launch(
             server_name=options.host,
             server_port=options.port,

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from rdkit import Chem
 from rdkit.Chem.Descriptors import MolWt  # type: ignore[attr-defined]  # made when it is imported
-from rdkit.Chem.Draw import rdMolDraw2D
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
+from data_pipeline import drawing
 from data_pipeline.claims import shown
 from data_pipeline.guard import tried
 from data_pipeline.molecule import InvalidMoleculeError, featurize, parse_smiles
-from llamo_jax.analysis.attention import drawing
+from llamo_jax.analysis.attention import highlights
 from llamo_jax.apps.assistant import Explanation
 
 SIZE = (260, 180)
+LOOK_SIZE = (320, 240)
 LONGEST_REFUSAL = 200  # characters of what was typed are repeated
 
 
@@ -35,19 +36,10 @@ def molecules(smiles: Sequence[str], names: Sequence[str] = ()) -> str:
         facts = f"{title}{CalcMolFormula(mol)}, {MolWt(mol):.2f} g/mol"
         label = html.escape(f"structure of {name or each}", quote=True)
         cards.append(
-            f'<figure class="llamo-card" role="img" aria-label="{label}">{picture(mol)}<figcaption>{facts}</figcaption>'
-            "</figure>"
+            f'<figure class="llamo-card" role="img" aria-label="{label}">{drawing.markup(mol, SIZE)}'
+            f"<figcaption>{facts}</figcaption></figure>"
         )
     return f'<div class="llamo-cards">{"".join(cards)}</div>'
-
-
-def picture(mol: Chem.Mol) -> str:
-    """The molecule as SVG."""
-    drawer = rdMolDraw2D.MolDraw2DSVG(*SIZE)
-    rdMolDraw2D.PrepareAndDrawMolecule(drawer, mol)
-    drawer.FinishDrawing()
-    text: str = drawer.GetDrawingText()
-    return text[text.index("<svg") :]
 
 
 def explanation(found: Explanation, smiles: Sequence[str]) -> str:
@@ -65,10 +57,10 @@ def explanation(found: Explanation, smiles: Sequence[str]) -> str:
         mol = parse_smiles(each)
         words = []
         for word, atoms in zip(look.words, look.atoms, strict=True):
-            svg = str(drawing(mol, atoms))
+            look_at = drawing.markup(mol, LOOK_SIZE, **highlights(atoms))
             words.append(
                 f'<span class="llamo-word" tabindex="0">{html.escape(word)}'
-                f'<span class="llamo-look">{svg[svg.index("<svg") :]}</span></span> '
+                f'<span class="llamo-look">{look_at}</span></span> '
             )
         which = f" molecule {number}" if len(found.looks) > 1 else ""
         parts.append(
@@ -85,7 +77,7 @@ def comparison(answer: str, other: str, name: str, mol: Chem.Mol) -> str:
         html.escape(word) if word in said else f"<mark>{html.escape(word)}</mark>" for word in other.split()
     )
     return (
-        f'<div class="llamo-other"><h4>With the graph of {html.escape(name)} instead</h4>{picture(mol)}'
+        f'<div class="llamo-other"><h4>With the graph of {html.escape(name)} instead</h4>{drawing.markup(mol, SIZE)}'
         f"<p>{words}</p><p>{'The same answer.' if answer == other else 'What is new is marked.'}</p></div>"
     )
 

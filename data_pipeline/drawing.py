@@ -1,0 +1,57 @@
+"""Drawings of molecules, by RDKit, whose drawing code alone needs libraries of X11: bare servers do not have them."""
+
+import functools
+import html
+from types import ModuleType
+from typing import Any
+
+from rdkit import Chem
+
+from data_pipeline.errors import DataError
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why molecules cannot be drawn on this machine, and what to do about it; None if they can."""
+    try:
+        _rdkit()
+    except ImportError as error:
+        return f"molecules cannot be drawn here: {error}; on Debian or Ubuntu: apt-get install libxrender1 libxext6"
+    return None
+
+
+def _rdkit() -> ModuleType:
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    return rdMolDraw2D
+
+
+def svg(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> str:
+    """The molecule as an <svg> element of `size` pixels (width, height).
+
+    options: of RDKit's PrepareAndDrawMolecule. Raises DataError where nothing can be drawn, and what RDKit does.
+    """
+    return str(_drawn("MolDraw2DSVG", mol, size, options)).partition("?>\n")[2]
+
+
+def png(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> bytes:
+    """As `svg`, but the content of a PNG file."""
+    content = _drawn("MolDraw2DCairo", mol, size, options)
+    assert isinstance(content, bytes)
+    return content
+
+
+def markup(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> str:
+    """HTML: as `svg`; the molecule's SMILES where nothing can be drawn (see why_not)."""
+    return f"<code>{html.escape(Chem.MolToSmiles(mol))}</code>" if why_not() else svg(mol, size, **options)
+
+
+def _drawn(kind: str, mol: Chem.Mol, size: tuple[int, int], options: dict[str, Any]) -> str | bytes:
+    if reason := why_not():
+        raise DataError(reason)
+    rdkit = _rdkit()
+    drawer = getattr(rdkit, kind)(*size)
+    rdkit.PrepareAndDrawMolecule(drawer, mol, **options)
+    drawer.FinishDrawing()
+    content: str | bytes = drawer.GetDrawingText()
+    return content
