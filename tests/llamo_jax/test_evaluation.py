@@ -37,7 +37,7 @@ from llamo_jax.evaluation.questions import group_questions
 from llamo_jax.evaluation.report import write_report
 from llamo_jax.evaluation.scores import KINDS, score
 from llamo_jax.evaluation.text import meteor_rows, rouge_l, rouge_rows, text_scores
-from llamo_jax.generation.prompts import collate_prompts
+from llamo_jax.generation.prompts import GraphRoom, collate_prompts
 from llamo_jax.loading import load_generator
 from tests import helpers
 
@@ -525,7 +525,7 @@ def test_graph_use_compares_with_the_graphs_it_says(trained, few, tmp_path):
         values = []
         for record, shown in zip(records, graphs, strict=True):
             (encoded,) = generator.encoder.encode([Record(record.conversation, shown)])
-            batch = jax.tree.map(jnp.asarray, collate_prompts([encoded]))
+            batch = jax.tree.map(jnp.asarray, collate_prompts([encoded], room=GraphRoom(1, 128)))  # few programs
             every = jax.nn.log_softmax(helpers.logits(generator._definition, generator._arrays, batch)[0])
             chosen = every[np.arange(len(encoded.tokens) - 1), encoded.tokens[1:]]
             values.append(np.asarray(chosen)[encoded.is_target[1:]])
