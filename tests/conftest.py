@@ -18,6 +18,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # as data_pipeline.logs does for programs
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads of torch and OpenBLAS wait for each other in busy loops: with more processes than cores, 20 answers of SmolLM2
+# in torch took 161 s with two threads, 15 s with one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import filelock
 import jax
