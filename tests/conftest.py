@@ -41,7 +41,6 @@ UNIT = {
 
 SLOWEST = {
     "test_processes": ("",),  # all of its tests
-    "test_smollm2": ("",),  # with it `make test` took 23 minutes, not 20
     "test_wheel": ("",),
     "test_extending": ("",),  # the example of CONTRIBUTING is run by test_kinds
     "test_faults": (
@@ -57,6 +56,7 @@ SLOWEST = {
     "test_kinds": ("test_it_trains", "test_sharded"),
     "test_ablation": ("test_every_cell", "test_it_goes_on"),
     "test_instruct_job": ("test_faults_and_kills_change_nothing",),
+    "test_convert": ("test_a_run_starts_from_a_model_folder",),  # as test_smollm2 does
     "test_training": ("test_runs_repeat_continue_and_chain", "test_a_run_that_accumulates"),
     "test_validations": ("test_the_best_checkpoint", "test_samples_are_validation_rows"),
     "test_generation": ("test_a_second_start_compiles_nothing",),
@@ -68,7 +68,7 @@ SLOWEST = {
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
-FIRST = {"test_words"}
+FIRST = {"test_words", "test_smollm2"}
 """Files with tests of a minute: begun last, one would keep a process busy when the others are done."""
 
 LARGE_PROCESS = 2 << 30
