@@ -175,6 +175,8 @@ def picture(result: Mapping[str, Any]) -> bytes:
             axes.bar(at, bars[:, 0], 0.8 / len(models), yerr=around, error_kw={"linewidth": 0.8}, label=model)
         axes.set_xticks(np.arange(len(tasks)) + 0.35, tasks, rotation=20)
         axes.set_ylabel("ROC-AUC" if classes else "MAE over that of the training mean")
+        if not classes:
+            axes.set_yscale("log")  # an untuned model's numbers were 105 times as wrong as the mean
         axes.axhline(0.5 if classes else 1.0, color="k", linewidth=0.8)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(models), fontsize="small"
