@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from data_pipeline.command_line import program
+from data_pipeline.command_line import out_of_memory, program
 from data_pipeline.logs import quiet_libraries
 
 if TYPE_CHECKING:
@@ -36,11 +36,13 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, 
 flags.mark_flag_as_required("config")
 
 
-_LESS_MEMORY = (
-    "what needs less: config.model.remat=dots or full, a smaller config.model.loss_chunk, fewer or shorter rows "
+_LESS_MEMORY = {
+    "training": "config.model.remat=dots or full, a smaller config.model.loss_chunk, fewer or shorter rows "
     "(config.data.rows_per_device, rows, tokens_per_row; config.train.accumulate keeps a step's size), "
-    "config.model.quantize, or more devices (config.mesh.fsdp)"
-)
+    "config.model.quantize, or more devices (config.mesh.fsdp)",
+    "evaluation": "smaller config.decoding.num_beams, num_samples or max_new_tokens, or more devices (config.tensor)",
+}
+"""What needs less memory than what a run asked for."""
 
 
 @program("launch.py", "run the same command again to continue")
@@ -62,9 +64,9 @@ def main(arguments: list[str]) -> None:
     except runs.UserError as error:
         _stop(str(error))
     except RuntimeError as error:  # as jax reports what fails on devices
-        if (reason := runs.out_of_memory(error)) is None:
+        if (reason := out_of_memory(error)) is None:
             raise
-        _stop(f"{reason}; {_LESS_MEMORY}")
+        _stop(f"{reason}; what needs less: {_LESS_MEMORY['evaluation' if _is_evaluation() else 'training']}")
     _leave(0 if done else os.EX_TEMPFAIL)  # schedulers start again what has failed, and leave alone what has ended
 
 

@@ -17,8 +17,8 @@ INTERRUPTED = 130
 def program(name: str, hint: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator of a program's main function: Ctrl-C ends it with one line, and `hint`, instead of a traceback.
 
-    So does an argument that is not valid Unicode, which no later message could show; a reader of the output that has
-    gone away (`| head`) ends it silently.
+    So does a device without enough memory, and an argument that is not valid Unicode, which no later message could
+    show; a reader of the output that has gone away (`| head`) ends it silently.
     """
 
     def decorate(main: Callable[P, R]) -> Callable[P, R]:
@@ -32,6 +32,10 @@ def program(name: str, hint: str = "") -> Callable[[Callable[P, R]], Callable[P,
             except KeyboardInterrupt:
                 print(f"\n{name}: interrupted{'; ' * bool(hint)}{hint}", file=sys.stderr, flush=True)
                 sys.exit(INTERRUPTED)
+            except RuntimeError as error:  # as jax reports what fails on devices
+                if (reason := out_of_memory(error)) is None:
+                    raise
+                sys.exit(f"{name}: {reason}; ask for fewer rows or tokens at a time, or use more devices")
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
                 sys.exit(1)
@@ -39,6 +43,16 @@ def program(name: str, hint: str = "") -> Callable[[Callable[P, R]], Callable[P,
         return wrapped
 
     return decorate
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """One line about what a device had no memory for; None if it is another error of a computation.
+
+    >>> out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."))
+    'a device ran out of memory: Out of memory allocating 8 bytes'
+    """
+    _, exhausted, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
+    return f"a device ran out of memory: {reason.splitlines()[0].rstrip('.')}" if exhausted else None
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -31,7 +31,8 @@ def svg(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> str:
 
     options: of RDKit's PrepareAndDrawMolecule. Raises DataError where nothing can be drawn, and what RDKit does.
     """
-    return str(_drawn("MolDraw2DSVG", mol, size, options)).partition("?>\n")[2]
+    text = str(_drawn("MolDraw2DSVG", mol, size, options))
+    return text[text.index("<svg") :]  # without the XML declaration before it
 
 
 def png(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> bytes:

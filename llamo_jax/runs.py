@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from data_pipeline import storage
 from data_pipeline.batch import BatchShape, RowSize
+from data_pipeline.command_line import out_of_memory
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
@@ -281,12 +282,6 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         return found
 
     return sample
-
-
-def out_of_memory(error: Exception) -> str | None:
-    """One line about what a device had no memory for; None if it is another error of a computation."""
-    _, exhausted, reason = str(error).partition("RESOURCE_EXHAUSTED: ")
-    return f"a device ran out of memory: {reason.splitlines()[0].rstrip('.')}" if exhausted else None
 
 
 def use_compilation_cache() -> None:

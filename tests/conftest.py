@@ -56,7 +56,6 @@ SLOWEST = {
     "test_kinds": ("test_it_trains", "test_sharded"),
     "test_ablation": ("test_every_cell", "test_it_goes_on"),
     "test_instruct_job": ("test_faults_and_kills_change_nothing",),
-    "test_convert": ("test_a_run_starts_from_a_model_folder",),  # as test_smollm2 does
     "test_training": ("test_runs_repeat_continue_and_chain", "test_a_run_that_accumulates"),
     "test_validations": ("test_the_best_checkpoint", "test_samples_are_validation_rows"),
     "test_generation": ("test_a_second_start_compiles_nothing",),

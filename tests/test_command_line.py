@@ -54,17 +54,38 @@ def test_launch_says_what_is_wrong(tmp_path, arguments, message):
     assert (tmp_path / "a_file").read_text() == "precious"
 
 
-def test_a_device_without_enough_memory_is_one_line(tmp_path):
-    """A real refusal of the allocator, in place of training."""
+REFUSED = "jnp.zeros(1 << 46).block_until_ready()"  # really, by the allocator
+NO_MEMORY = f"a device ran out of memory: Out of memory allocating {4 << 46} bytes; "
+
+
+@pytest.mark.parametrize(
+    ("does", "options", "advice"),
+    [
+        ("_train", ["stage1.py"], "config.model.remat=dots"),
+        ("_evaluate", ["evaluate.py", "--config.checkpoint=a"], "smaller config.decoding"),
+    ],
+)
+def test_a_device_without_enough_memory_is_one_line(tmp_path, does, options, advice):
+    arguments = ["launch.py", f"--config={ROOT}/configs/{options[0]}", *options[1:]]
     program = (
-        "import launch, jax.numpy as jnp; launch._train = lambda: jnp.zeros(1 << 46).block_until_ready(); "
-        f"launch.app.run(launch.main, ['launch.py', '--config={ROOT}/configs/stage1.py'], launch._parse_flags)"
+        f"import sys, launch, jax.numpy as jnp; sys.argv = {arguments}; launch.{does} = lambda: {REFUSED}; "
+        "launch.app.run(launch.main, flags_parser=launch._parse_flags)"
     )
     result = run("-c", program, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(
-        f"launch.py: a device ran out of memory: Out of memory allocating {4 << 46} bytes; what needs less: config"
+    assert result.stderr.splitlines()[-1].startswith(f"launch.py: {NO_MEMORY}what needs less: {advice}")
+    assert "Traceback" not in result.stderr
+
+
+def test_so_it_is_in_programs_that_answer(tmp_path):
+    program = (
+        "import jax.numpy as jnp; from llamo_jax.apps import predict; "
+        f"predict.predict = lambda options: {REFUSED}; "
+        "predict.main('--checkpoint=a --input=b --question=c --output=d.csv'.split())"
     )
+    result = run("-c", program, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"llamo_jax.apps.predict: {NO_MEMORY}ask for fewer rows")
     assert "Traceback" not in result.stderr
 
 
