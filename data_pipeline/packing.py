@@ -132,8 +132,8 @@ def _block_counts(weights: tuple[float, ...]) -> np.ndarray:
     """Positions of each source in a block: shares of the weights, by largest remainder, at least one."""
     exact = np.array(weights) / sum(weights) * MIXTURE_BLOCK
     counts = np.maximum(np.floor(exact).astype(int), 1)
-    for source in np.argsort(np.floor(exact) - exact, kind="stable")[: MIXTURE_BLOCK - counts.sum()]:
-        counts[source] += 1
+    left = max(0, MIXTURE_BLOCK - counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
     # "at least one" for very small shares can exceed the block: the largest source gives way
     counts[np.argmax(counts)] += MIXTURE_BLOCK - counts.sum()
     return counts

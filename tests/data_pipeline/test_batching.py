@@ -4,7 +4,7 @@ import jax
 import jraph
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import loader as loader_module
@@ -58,6 +58,8 @@ def test_rows_are_filled_to_the_last_place(column):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 3))
+@example([47.0, 0.03125, 0.015625], 0)  # two sources of less than one in a block, which get one
+@example([0.09, 49.955, 49.955], 0)  # what was rounded up is not given what is left as well
 def test_mixtures_have_their_shares_and_skip_nothing(weights, block):
     start = block * MIXTURE_BLOCK
     places = [source_at(tuple(weights), 5, position) for position in range(start + MIXTURE_BLOCK)]
@@ -67,6 +69,8 @@ def test_mixtures_have_their_shares_and_skip_nothing(weights, block):
         assert sorted(positions) == list(range(len(positions)))
         share = len(positions) / len(places)
         assert share == pytest.approx(weight / sum(weights), abs=len(weights) / MIXTURE_BLOCK)
+        if weight / sum(weights) < 1 / MIXTURE_BLOCK:
+            assert len(positions) == block + 1
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
