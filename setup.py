@@ -31,8 +31,7 @@ TEST = [
     *SERVE,
     *DEMO,
     "playwright>=1.55",  # drives a Chromium that is there already
-    # pytest-xdist 3.8 cannot keep groups of tests together with later ones, and does not say so.
-    "pytest>=8.4,<9.2",
+    "pytest>=8.4",
     "pytest-xdist>=3.8",
     "hypothesis>=6.150",
     "chex>=0.1.92",

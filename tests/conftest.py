@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from pathlib import Path
 # devices compiles in 3.5 s, and with the newer emitters of fusions in 7.8 s.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false " + os.environ.get("XLA_FLAGS", "")
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -21,6 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads of torch and OpenBLAS wait for each other in busy loops: with more processes than cores, 20 answers of SmolLM2
 # in torch took 161 s with two threads, 15 s with one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Every process of a test run, the programs that tests start too, finds what another has compiled.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import filelock
 import jax
@@ -67,10 +74,10 @@ SLOWEST = {
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""
 
-FIRST = {"test_words", "test_smollm2"}
-"""Files with tests of a minute: begun last, one would keep a process busy when the others are done."""
+FIRST = ("test_smollm2", "test_training", "test_decoding", "test_kinds", "test_evaluation", "test_words", "test_parity")
+"""Files whose tests take minutes together, the longest first: begun last, one would keep one core busy alone."""
 
-LARGE_PROCESS = 2 << 30
+LARGE_PROCESS = 4 << 30
 """Bytes from which a test process drops what it compiled."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -84,7 +91,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slowest)
         elif name not in UNIT:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slowest") is None and item.path.stem not in FIRST)
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda i: (i.get_closest_marker("slowest") is None, order.get(i.path.stem, len(FIRST))))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -158,6 +159,12 @@ def load(module: nnx.Module, arrays: dict[str, np.ndarray]) -> nnx.Module:
     """The module with these arrays, strictly."""
     graphdef, state = nnx.split(module)
     return nnx.merge(graphdef, parameters.unflatten(state, {name: jnp.asarray(x) for name, x in arrays.items()}))
+
+
+def xla_flags(devices: int = 1) -> str:
+    """XLA_FLAGS of the tests, for a program of its own on so many devices."""
+    kept = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    return " ".join([f"--xla_force_host_platform_device_count={devices}", *kept])
 
 
 def json_lines(path: Path) -> list[dict]:

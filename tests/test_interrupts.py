@@ -94,7 +94,7 @@ def test_training_saves_and_goes_on(few, tmp_path):
 @pytest.mark.slow
 def test_preparation_leaves_no_one_behind_and_goes_on(tmp_path):
     table = tmp_path / "rows.csv"
-    table.write_text("smiles,text\n" + "".join(f"{'C' * (1 + i % 60)}c1ccccc1,text {i}\n" for i in range(6_000)))
+    table.write_text("smiles,text\n" + "".join(f"{'C' * (1 + i % 60)}c1ccccc1,text {i}\n" for i in range(2_400)))
     command = ["-m", "data_pipeline.prepare", "--task", "description", "--input", table, "--output", tmp_path / "data",
                "--rows_per_shard", "64", "--num_workers", "2"]  # fmt: skip
     run = Program(*command, cwd=tmp_path)
@@ -117,9 +117,9 @@ def test_preparation_leaves_no_one_behind_and_goes_on(tmp_path):
     assert not list((tmp_path / ".data.partial").rglob("*.tmp"))
     done = Program(*command, cwd=tmp_path)
     assert done.end() == 0
-    assert "6,000 rows = 6,000 conversations + 0 rejected + 0 missing" in done.said
+    assert "2,400 rows = 2,400 conversations + 0 rejected + 0 missing" in done.said
     assert not (tmp_path / ".data.partial").exists()
-    assert sum(json.loads((tmp_path / "data" / "manifest.json").read_text())["splits"].values()) == 6_000
+    assert sum(json.loads((tmp_path / "data" / "manifest.json").read_text())["splits"].values()) == 2_400
 
 
 def test_an_argument_that_is_no_text_is_one_line(tmp_path):

@@ -21,9 +21,8 @@ from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert.names import below
 from llamo_jax.models.folder import read_model
 from llamo_jax.weights import read_folder
+from tests import helpers
 from tests.llamo_jax.test_convert import our_logits, torch_logits
-
-pytestmark = pytest.mark.xdist_group("smollm2")
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -55,8 +54,7 @@ def theirs(models):
 
 def alone(*command, cwd):
     """Runs a Python program on one device, as on a laptop; returns what it prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = os.environ | {"XLA_FLAGS": helpers.xla_flags(), "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )

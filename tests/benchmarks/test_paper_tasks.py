@@ -12,7 +12,7 @@ from data_pipeline.records import read_records
 from llamo_jax.evaluation.baselines import BASELINES, baseline_scores, forest
 from llamo_jax.evaluation.molecules import compare
 
-pytestmark = [pytest.mark.slowest, pytest.mark.xdist_group("paper_tasks")]
+pytestmark = pytest.mark.slowest
 ROWS = 30
 
 

@@ -64,7 +64,6 @@ def test_there_are_examples_of_every_kind():
     assert sum(kind.share for kind in KINDS.values()) == pytest.approx(1)
 
 
-@pytest.mark.xdist_group("instruct")  # one folder for all
 def test_rules_write_the_kinds_and_shares_that_are_asked_for(written):
     rows = rows_of(written / "conversations.jsonl")
     counts = collections.Counter(row["kind"] for row in rows)
@@ -87,7 +86,6 @@ def test_rules_write_the_kinds_and_shares_that_are_asked_for(written):
     assert quality["diversity"]["molecules"] > 420
 
 
-@pytest.mark.xdist_group("instruct")  # one folder for all
 def test_what_rules_say_is_true_by_another_reading(written):
     """By RDKit alone, with patterns of this test's own: not a line of it is shared with the checks."""
     checked = wrong = 0
@@ -136,7 +134,6 @@ def _verdicts(sentence, mol, mols):
                 yield all(there) if "both" in lower else there[mols.index(mol)]
 
 
-@pytest.mark.xdist_group("instruct")  # one folder for all
 def test_planted_faults_are_found_and_nothing_else(written):
     result = instruction_faults.measure(list(read_rows(written / "conversations.jsonl")), seed=0)
     assert result["conversations"] == 400
@@ -438,7 +435,6 @@ def test_agreement_is_krippendorffs():
     assert low < result["scores"]["relevance"]["mean"] < high
 
 
-@pytest.mark.xdist_group("instruct")  # one folder for all
 def test_sheets_go_out_and_come_back(written, tmp_path, capsys):
     main(["--output", str(written), "--sheet", "20"])
     page = (written / "sheet.html").read_text()
@@ -483,7 +479,6 @@ class Judge:
         pass
 
 
-@pytest.mark.xdist_group("instruct")
 def test_judges_fill_sheets_too(written, capsys):
     judge = f"{__name__}:Judge"
     main(["--output", str(written), "--judge", f"{judge}=one", f"{judge}=two", "--judged", "30"])

@@ -34,7 +34,6 @@ def without_seconds(output):
     return result
 
 
-@pytest.mark.xdist_group("ablation")
 def test_every_cell_has_the_same_budget(undisturbed):
     result = without_seconds(undisturbed)
     by_kind = {cell["kind"]: cell for cell in result["cells"]}
@@ -54,7 +53,6 @@ def test_every_cell_has_the_same_budget(undisturbed):
     assert by_kind["none"]["loss"] == pytest.approx(by_kind["none"]["validation_loss"], rel=0.3)
 
 
-@pytest.mark.xdist_group("ablation")
 def test_it_goes_on_where_it_was_interrupted(undisturbed, few, tmp_path, monkeypatch):
     trained = []
     train = runs.train

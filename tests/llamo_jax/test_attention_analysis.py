@@ -19,7 +19,6 @@ from llamo_jax.convert import __main__ as convert
 from llamo_jax.loading import load_generator, load_model
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
-pytestmark = pytest.mark.xdist_group("attention")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from llamo_jax.models import quantization
 from llamo_jax.models.definition import define_model
 from tests import helpers
 
-pytestmark = pytest.mark.xdist_group("decoding")  # they share compiled programs
 NEW = 12
 LANGUAGE_MODEL = Path(__file__).resolve().parents[1] / "golden" / "lm_gqa"
 

@@ -27,7 +27,7 @@ CAFFEINE = "CN1C=NC2=C1C(=O)N(C)C(=O)N2C"  # in other words than the list's
 TOKENS = 32
 SECONDS = 240_000  # in milliseconds: a guard against hanging, on a busy machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 needs_a_browser = pytest.mark.skipif(
     CHROMIUM is None or not editor.SCRIPT.exists(),
     reason="Chromium (Debian: apt-get install chromium) or the editor (make editor) is not there",

@@ -41,7 +41,6 @@ from llamo_jax.generation.prompts import GraphRoom, collate_prompts
 from llamo_jax.loading import load_generator
 from tests import helpers
 
-pytestmark = pytest.mark.xdist_group("evaluation")
 WORDS = load_metric_tokenizer("words")
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 

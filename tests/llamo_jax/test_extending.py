@@ -66,7 +66,6 @@ def trained(get_config, few, tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("extending")
 def test_it_trains_and_continues(trained):
     curve = losses(trained / "one")
     assert [step for step, _ in curve] == [2, 4, 6]
@@ -76,7 +75,6 @@ def test_it_trains_and_continues(trained):
     assert sorted(names) == sorted(f"{target}/{part}" for target in TARGETS for part in ("lora_a", "lora_b"))
 
 
-@pytest.mark.xdist_group("extending")
 def test_it_is_saved_loaded_and_answers(trained, tmp_path):
     assistant = Assistant.load(trained / "two", decoding=DecodingConfig(max_new_tokens=6))
     answer = assistant.ask("Describe this molecule.", smiles="CCO")
@@ -102,7 +100,6 @@ def test_it_is_saved_loaded_and_answers(trained, tmp_path):
         np.testing.assert_array_equal(a[...], b[...])
 
 
-@pytest.mark.xdist_group("extending")
 def test_padding_changes_nothing_and_adapters_start_at_nothing(get_config):
     config = runs.read_config(get_config()).model
     config = dataclasses.replace(helpers.model_config(), graph_encoder=config.graph_encoder, projector=config.projector)
@@ -126,7 +123,6 @@ def test_padding_changes_nothing_and_adapters_start_at_nothing(get_config):
         np.testing.assert_array_equal(arrays[name], array)
 
 
-@pytest.mark.xdist_group("extending")
 def test_its_flops_are_counted(get_config):
     config = runs.read_config(get_config()).model
     shape = BatchShape(8, 2, helpers.ROW)

@@ -235,8 +235,6 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
     values.train.update({"steps": 40, "log_every": 2, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
     values = values.to_dict()
     monkeypatch.setenv("XLA_FLAGS", "")  # one device; compiled once, and then well: most of the time are steps
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     context = multiprocessing.get_context("forkserver")
     # children start without importing
     context.set_forkserver_preload(["tensorflow", "transformers.models.auto.tokenization_auto", __name__])

@@ -168,7 +168,8 @@ def test_a_second_start_compiles_nothing(trained, tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(code), "--checkpoint", str(trained), "--smiles", "CCO"]
     command += ["--question", "What is it?", "--max_new_tokens", "4"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path)}
     counts = []
     for _ in range(2):
         result = subprocess.run(

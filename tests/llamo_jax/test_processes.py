@@ -23,7 +23,6 @@ from llamo_jax.training.config import Config
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.xdist_group("processes")  # they share runs that take minutes
 SETTINGS = {
     "model.language_model.num_layers": 1,
     "train.samples": 0,
@@ -124,11 +123,7 @@ class Job:
             settings = SETTINGS | {"data.source": few / "description"} | settings
         command = ["--config", f"configs/{config}.py", "--workdir", str(workdir)]
         command += [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
-        environment = {
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices // processes}"),
-            "XDG_CACHE_HOME": str(few / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environment = {"XLA_FLAGS": helpers.xla_flags(devices // processes)}
         if interleaved:
             environment["INTERLEAVED"] = "1"
         of_the_last = {

@@ -23,6 +23,7 @@ from llamo_jax.apps.assistant import Assistant
 from llamo_jax.apps.serve import __main__ as serve
 from llamo_jax.apps.serve import api, limits
 from llamo_jax.config import DecodingConfig
+from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -310,7 +311,7 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(server):
 def test_sigterm_finishes_what_was_begun(trained):
     port = free_port()
     command = [sys.executable, "-m", "llamo_jax.apps.serve", "--checkpoint", str(trained), "--port", str(port)]
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": helpers.xla_flags()}
     environment.pop(serve.KEY, None)
     process = subprocess.Popen(
         [*command, "--name", "llamo", "--rows", "2", "--max_new_tokens", "200"],
