@@ -52,9 +52,9 @@ def theirs(models):
     return found.eval()
 
 
-def alone(*command, cwd):
+def alone(*command, cwd, flags=""):
     """Runs a Python program on one device, as on a laptop; returns what it prints."""
-    environment = os.environ | {"XLA_FLAGS": helpers.xla_flags(), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
@@ -78,10 +78,12 @@ def runs_of_both_stages(models, few, tmp_path_factory):
     small |= {"train.checkpoint_every": 10, "train.warmup_steps": 2, "train.eval_batches": 1}
     sources = {"stage1": (models / "smollm2", few / "description"), "stage2": (root / "stage1", few / "instruction")}
     for stage, (base, data) in sources.items():
-        options = small | {"init_from": base, "data.source": data}
-        flags = [f"--config.{name}={value}" for name, value in options.items()]
+        settings = small | {"init_from": base, "data.source": data}
+        options = [f"--config.{name}={value}" for name, value in settings.items()]
         config = f"{ROOT}/configs/{stage}.py:smollm2"
-        printed = alone(ROOT / "launch.py", "--config", config, "--workdir", root / stage, *flags, cwd=root)
+        command = [ROOT / "launch.py", "--config", config, "--workdir", root / stage, *options]
+        # compiled as the tests' own programs: ten steps are products. Answers, which are not, would take half an hour.
+        printed = alone(*command, cwd=root, flags=helpers.xla_flags())
         assert "step     10/10" in printed
         assert "1 x cpu" in printed
     return root
