@@ -234,6 +234,8 @@ def test_twenty_kills_at_random_moments_change_nothing(few, tmp_path, monkeypatc
     values.train.samples = 0
     values.train.update({"steps": 40, "log_every": 2, "eval_every": 1000, "checkpoint_every": 2, "warmup_steps": 2})
     values = values.to_dict()
+    # its own: a process that is killed may leave half of a program there
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("XLA_FLAGS", "")  # one device; compiled once, and then well: most of the time are steps
     context = multiprocessing.get_context("forkserver")
     # children start without importing

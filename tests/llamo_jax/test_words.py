@@ -145,7 +145,7 @@ def graph_side(few, tmp_path_factory):
     config.update_from_flattened_dict({"data.source": str(few / "description"), "prompt.show_smiles": False})
     config.train.update({"steps": 48, "warmup_steps": 5, "log_every": 8, "eval_every": 16, "graph_use_every": 32})
     config.train.update({"checkpoint_every": 48, "keep_best": False, "learning_rate": 4e-3})
-    config.data.rows = 8
+    config.data.rows = 8  # at the preset's rate, 48 steps of eight rows are too few to tell graphs apart
     return runs.read_config(config), workdir, runs.train(runs.read_config(config), workdir)
 
 
