@@ -40,7 +40,7 @@ class Generated(NamedTuple):
 class Rows(NamedTuple):
     """Answers in the making. The last token of each has been chosen, but has not gone through the model yet."""
 
-    cache: Any  # of the decoder's type: models.llama.KVCache, or generation.cpu.LayerCaches
+    cache: Any  # of the decoder's type: models.llama.KVCache, or generation.unstacked.LayerCaches
     filled: Int[Array, " B"]  # tokens in the cache: the prompt, and the answer but for its last token
     generated: Generated
     finished: Bool[Array, " B"]

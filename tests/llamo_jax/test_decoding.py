@@ -26,6 +26,7 @@ from llamo_jax.generation.processing import Choices, most_probable, next_token_o
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts, prompt_bucket
 from llamo_jax.models import quantization
 from llamo_jax.models.definition import define_model
+from llamo_jax.parameters import abstract_arrays
 from tests import helpers
 
 NEW = 12
@@ -223,18 +224,45 @@ def test_rows_that_come_and_go_answer_as_alone(small, for_cpu, monkeypatch):
     assert max(lengths) == 40
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def platform(request, monkeypatch):
+    """The form of models that decode on such devices."""
+    monkeypatch.setattr(sharding, "platform", lambda: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize(("decoder", "quantize"), [({"tie_embeddings": True}, "none"), ({}, "int8")])
-def test_the_form_for_one_cpu_answers_as_the_usual_one(decoder, quantize):
+def test_the_form_for_a_device_answers_as_the_usual_one(decoder, quantize, platform):
     config = helpers.model_config(**decoder)
     _, arrays = helpers.definition_and_arrays(config)
     definition = define_model(dataclasses.replace(config, quantize=quantize))
     arrays = quantization.quantize_arrays(arrays, definition.names(), quantize)
     batch = collate_prompts([one for row in helpers.rows() for one in row][:3])
+    form, own = for_decoding(definition, arrays, sharding.single_device_mesh())
+    assert all(f"language_model/layers/{layer}/attention_norm/scale" in own for layer in range(2))
+    widths = own[f"language_model/layers/1/gate/kernel{'' if quantize == 'none' else '_values'}"].shape
+    assert widths == ((48, 32) if platform == "cpu" and quantize == "none" else (32, 48))  # [out, in], or as stacked
     tokens = [
         np.asarray(decode.greedy(*model, batch, max_new_tokens=6, eos_id=2).tokens)
-        for model in ((definition, arrays), for_decoding(definition, arrays, sharding.single_device_mesh()))
+        for model in ((definition, arrays), (form, own))
     ]
     np.testing.assert_array_equal(*tokens)
+
+
+@pytest.mark.parametrize(("missing", "others", "stacked"), [(0, True, False), (1, True, True), (0, False, True)])
+def test_gpus_without_room_for_a_copy_of_the_layers_decode_from_the_stacked_ones(
+    small, missing, others, stacked, monkeypatch, caplog
+):
+    """Of several processes, all do, or their programs would differ."""
+    (definition, arrays), _ = small
+    layers = sum(x.nbytes for name, x in arrays.items() if name.startswith("language_model/layers/"))
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    monkeypatch.setattr("llamo_jax.generation.cpu.device_bytes", lambda: (10**9, 10**9 - layers + missing))
+    monkeypatch.setattr("llamo_jax.distributed.all_agree", lambda holds: holds and others)
+    _, own = for_decoding(definition, arrays, sharding.single_device_mesh())
+    assert ("language_model/layers/gate/kernel" in own) == stacked
+    assert ("language_model/layers/1/gate/kernel" in own) != stacked
+    assert ("no room for a second copy of the decoder's layers" in caplog.text) == stacked
 
 
 def test_samples_depend_on_seed_and_number_alone(small):
@@ -248,22 +276,38 @@ def test_samples_depend_on_seed_and_number_alone(small):
     assert other != found
 
 
-def test_sharded_decoding_equals_one_device(small):
+@pytest.mark.parametrize("decoding", [{}, {"num_beams": 2}])
+def test_sharded_decoding_equals_one_device(small, decoding, platform):
     model, records = small
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    for decoding in (DecodingConfig(max_new_tokens=6), DecodingConfig(max_new_tokens=6, num_beams=2)):
-        expected = tokens_of(dict(generator(model, decoding).generate(records)))
-        assert tokens_of(dict(generator(model, decoding, mesh).generate(records))) == expected
+    decoding = DecodingConfig(max_new_tokens=6, **decoding)
+    expected = tokens_of(dict(generator(model, decoding).generate(records)))
+    assert tokens_of(dict(generator(model, decoding, mesh).generate(records))) == expected
 
 
-def test_the_cache_is_divided_over_rows_and_heads(small):
+def test_the_cache_is_divided_over_rows_and_heads(small, platform):
     (definition, arrays), _ = small
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     options = {"rows": 8, "slots": 10, "decoding": DecodingConfig(), "stop_ids": (2,)}
     with jax.set_mesh(mesh):
         keys = decode.empty_rows(*for_decoding(definition, arrays, mesh), **options).cache.keys
-    assert keys.shape == (2, 8, 4, 10, 8)
-    assert keys.sharding.shard_shape(keys.shape) == (2, 2, 2, 10, 8)
+    stacked = platform == "cpu"  # of several CPU devices
+    keys, layers = (keys, (2,)) if stacked else (keys[1], ())
+    assert keys.shape == (*layers, 8, 4, 10, 8)
+    assert keys.sharding.shard_shape(keys.shape) == (*layers, 2, 2, 10, 8)
+
+
+def test_layers_one_by_one_are_divided_as_the_stacked_ones(small, monkeypatch):
+    (definition, arrays), _ = small
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    specs = abstract_arrays(definition.variables, "float32", mesh, trained={})
+    placed = {name: jax.device_put(x, specs[name].sharding) for name, x in arrays.items()}
+    _, own = for_decoding(definition, placed, mesh)
+    for name in ("gate/kernel", "down/kernel", "mlp_norm/scale"):
+        stack, layer = placed[f"language_model/layers/{name}"], own[f"language_model/layers/1/{name}"]
+        assert layer.sharding.shard_shape(layer.shape) == stack.sharding.shard_shape(stack.shape)[1:]
+        np.testing.assert_array_equal(layer, stack[1])
 
 
 def test_programs_are_compiled_once_for_each_bucket(small):
