@@ -1,6 +1,7 @@
 """A trained model as a teacher: rules ask, it answers, and the checks decide what is kept."""
 
 import json
+from collections import defaultdict
 
 from data_pipeline.instruct.__main__ import main
 from llamo_jax.apps.assistant import Assistant
@@ -18,8 +19,11 @@ def test_the_answers_are_the_models(trained, tmp_path):
     files = [output / f"{name}.jsonl" for name in ("conversations", "rejected")]
     rows = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert {row.get("kind") for row in rows} == {"structure"}
-    messages = next(row["messages"] for row in rows if len(row["messages"]) >= 4)
-    smiles = next(row["smiles"] for row in rows if row["messages"] is messages)
+    whole = defaultdict(list)  # what is kept of a conversation, and what was cut off
+    for row in rows:
+        whole[row["id"]] += row["messages"]
+    key, messages = next((key, messages) for key, messages in whole.items() if len(messages) >= 4)
+    smiles = next(row["smiles"] for row in rows if row["id"] == key)
     assistant = Assistant.load(trained, decoding=DecodingConfig(max_new_tokens=8))
     first, answer, second, then = (message["content"] for message in messages[:4])
     assert answer == assistant.ask(first, smiles=smiles)
