@@ -276,7 +276,9 @@ def test_samples_depend_on_seed_and_number_alone(small):
     assert other != found
 
 
-@pytest.mark.parametrize("decoding", [{}, {"num_beams": 2}])
+@pytest.mark.parametrize(
+    ("decoding", "platform"), [({}, "cpu"), ({"num_beams": 2}, "cpu"), ({}, "gpu")], indirect=["platform"]
+)
 def test_sharded_decoding_equals_one_device(small, decoding, platform):
     model, records = small
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
