@@ -70,6 +70,7 @@ SLOWEST = {
     "test_record_files": ("test_an_object_store", "test_many_small_files"),
     "test_observability": ("test_a_run_asked_to_stop_while_it_validates",),
     "test_peft": ("test_a_run_that_trained",),
+    "test_convert": ("test_a_run_starts_from_a_model_folder",),  # so do both stages of test_smollm2
     "test_evaluation": ("test_an_evaluation_continues",),
 }
 """Beginnings of the names of tests that take minutes together, by file: for `make test-all`, by hand."""

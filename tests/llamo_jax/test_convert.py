@@ -486,8 +486,9 @@ def test_lazy_arrays_are_read_in_parts(folder):
     np.testing.assert_array_equal(embedding[10:20, 3:5], tensors["model.embed_tokens.weight"][...][10:20, 3:5])
 
 
-def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
-    """Stage 1 with a language model from Hugging Face, which comes out as it went in."""
+@pytest.fixture
+def base(tmp_path, few):
+    """A language model from Hugging Face, in "lm", as a model folder and the configuration of a stage 1 on it."""
     torch_model(vocab_size=2048).save_pretrained(tmp_path / "lm")
     decoder, language_model, hf = huggingface.read_language_model(tmp_path / "lm")
     model = dataclasses.replace(helpers.model_config(), language_model=decoder)
@@ -495,23 +496,28 @@ def test_a_run_starts_from_a_model_folder_and_exports(tmp_path, few):
     stored = ModelFolder(model, weights, PromptConfig(style="plain", show_smiles=True), ("language_model",), hf)
     write_model(tmp_path / "base", stored, load_tokenizer(few / "description" / "tokenizer"))
     config = stage1.get_config(str(tmp_path / "base"))
-    assert config.init_from == str(tmp_path / "base")
     config.data.update({"source": str(few / "description"), "rows": 8, "tokens_per_row": 256})
     config.train.update({"steps": 2, "warmup_steps": 1, "log_every": 2, "eval_every": 2, "checkpoint_every": 2})
-    wrong = config.copy_and_resolve_references()
-    wrong.model.language_model.rope_theta = 7.0
+    return config
+
+
+def test_what_a_model_folder_is_not_good_for_is_refused(base, trained, tmp_path):
+    assert base.init_from == str(tmp_path / "base")
+    base.model.language_model.rope_theta = 7.0
     with pytest.raises(ConfigError, match=r"rope_theta=7.0 \(there 10000.0\)"):
-        runs.train(runs.read_config(wrong), tmp_path / "wrong")
-    runs.train(runs.read_config(config), tmp_path / "run")
+        runs.train(runs.read_config(base), tmp_path / "wrong")
+    with pytest.raises(workdir.CheckpointError, match="not a whole model"):
+        Assistant.load(tmp_path / "base")
     with pytest.raises(SystemExit, match="has no adapters"):
-        run("to_peft", "--checkpoint", tmp_path / "run", "--output", tmp_path / "out")
+        run("to_peft", "--checkpoint", trained, "--output", tmp_path / "out")
+
+
+def test_a_run_starts_from_a_model_folder_and_exports(base, tmp_path):
+    """Stage 1 with a language model from Hugging Face, which comes out as it went in."""
+    runs.train(runs.read_config(base), tmp_path / "run")
     run("to_huggingface", "--checkpoint", tmp_path / "run", "--output", tmp_path / "out")
     theirs, ours = read_folder(tmp_path / "lm"), read_folder(tmp_path / "out")
     for name, tensor in theirs.items():  # frozen all the while
         np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
-    assert (
-        Assistant.load(tmp_path / "run", decoding=DecodingConfig(max_new_tokens=4)).ask("What is it?", smiles="CCO")
-        is not None
-    )
-    with pytest.raises(workdir.CheckpointError, match="not a whole model"):
-        Assistant.load(tmp_path / "base")
+    assistant = Assistant.load(tmp_path / "run", decoding=DecodingConfig(max_new_tokens=4))
+    assert assistant.ask("What is it?", smiles="CCO") is not None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import stage1, stage2
+from configs import stage2
 from llamo_jax import checksums, runs
 from llamo_jax.config import ConfigError
 from llamo_jax.convert import official
@@ -18,7 +18,7 @@ from llamo_jax.models.migrations import SCHEMA_VERSION
 from llamo_jax.training import checkpoints, workdir
 from llamo_jax.training.step import TrainState
 from tests import helpers
-from tests.llamo_jax.test_faults import abstract, assert_equal, save_whole, state_at
+from tests.llamo_jax.test_faults import abstract, assert_equal, replaced, save_whole, state_at
 
 STORED = Path(__file__).with_name("stored")
 VERSIONS = sorted(int(path.name) for path in STORED.iterdir())
@@ -45,22 +45,18 @@ def test_the_configuration_of_a_run(tmp_path, version):
     assert workdir.read_config(tmp_path) == runs.read_config(today)
 
 
-def test_a_run_of_version_2_goes_on(few, tmp_path):
+def test_a_run_of_version_2_goes_on(trained, few, tmp_path):
     """Its identity lacks fields of the model that came later; a difference is still found."""
-    values = stage1.get_config()
-    values.update_from_flattened_dict({"data.source": str(few / "description"), "train.samples": 0, "train.steps": 1})
-    values.train.update({"log_every": 1, "eval_every": 1, "checkpoint_every": 1, "warmup_steps": 0})
-    runs.train(runs.read_config(values), tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
-    content = json.loads(path.read_text())
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    content = json.loads((run / "run.json").read_text())
     identity = content["identity"]["config"]
     del identity["model"]["language_model"]["qk_norm"], identity["train"]["objective"], identity["prompt"]["show_graph"]
-    path.write_text(json.dumps(content | {"schema_version": 2}))
-    values.train.steps = 2
-    assert int(runs.train(runs.read_config(values), tmp_path / "run").step) == 2
-    values.model.language_model.qk_norm = True
+    (run / "run.json").write_text(json.dumps(content | {"schema_version": 2}))
+    config = replaced(workdir.read_config(run), "data.source", str(few / "description"))
+    more = replaced(replaced(config, "train.steps", 3), "train.log_every", 1)
+    assert int(runs.train(more, run).step) == 3
     with pytest.raises(ConfigError, match=r"what differs: config.model.language_model.qk_norm"):
-        runs.train(runs.read_config(values), tmp_path / "run")
+        runs.train(replaced(more, "model.language_model.qk_norm", True), run)
 
 
 def test_settings_that_were_legal_once(tmp_path):
