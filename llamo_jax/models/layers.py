@@ -15,6 +15,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from llamo_jax.config import ConfigError
+from llamo_jax.models.products import matmul
 
 Initializer = jax.nn.initializers.Initializer
 
@@ -75,7 +76,7 @@ class Linear(nnx.Module):
 
     def matmul(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         """`x @ kernel` without the bias."""
-        return x @ self.matrix(x.dtype)
+        return matmul(x, self.matrix(x.dtype))
 
     def __call__(self, x: Float[Array, "*batch in_width"]) -> Float[Array, "*batch out_width"]:
         y = self.matmul(x)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Key
 from llamo_jax.config import Bool, ConfigError, Int, Text, setting, settings
 from llamo_jax.config import Float as Number
 from llamo_jax.models import layers
+from llamo_jax.models.products import matmul
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -121,7 +122,8 @@ class LoRALinear(layers.Linear):
         key = None if self.dropout_key is None else self.dropout_key[...]
         dropped = layers.dropout(x, self.lora_dropout, key)
         plain = self.adapted_type.matmul(self, x)
-        update = dropped @ self.lora_a[...].astype(x.dtype) @ self.lora_b[...].astype(x.dtype)
+        inner = matmul(dropped, self.lora_a[...].astype(x.dtype))
+        update = matmul(inner, self.lora_b[...].astype(x.dtype))
         update = self.lora_scale * update
         if self.lora_magnitude is None:
             return plain + update

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Key
 from data_pipeline.batch import Batch
 from llamo_jax import sharding
 from llamo_jax.models import LLaMo
+from llamo_jax.models.products import matmul
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def _summed_forward(*primals: Any) -> tuple[Array, tuple[Array, Array | None]]:
             if kernel_wanted:
                 # sums over positions of all shards: in float32, since a bfloat16 sum of thousands of terms loses them
                 to_kernel = jnp.einsum("skd,skv->dv", h, error, preferred_element_type=jnp.float32)
-            return loss, to_kernel, error @ gathered.T
+            return loss, to_kernel, matmul(error, gathered.T)
 
         loss, to_kernel, to_hidden = _if_any(_take(weights, places), chunk)
         return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], to_kernel)), to_hidden
