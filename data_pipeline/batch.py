@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jraph
 import numpy as np
 
-from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
+from data_pipeline.vocabulary import MOLECULES, MOTIF_FEATURES
 
 Array = Any  # numpy on the host, jax.Array on the device
 
@@ -56,7 +56,8 @@ class MoleculeGraphs(NamedTuple):
         import jax.numpy as jnp
 
         sizes = [sum(len(graph[i]) for graph in graphs) for i in (0, 1, 4)]
-        shape = BatchShape(1, 1, RowSize(0, len(graphs), *sizes))
+        widths = (graphs[0].atoms.shape[1], graphs[0].bonds.shape[1]) if graphs else MOLECULES.widths
+        shape = BatchShape(1, 1, RowSize(0, len(graphs), *sizes), *widths)
         return jax.tree.map(jnp.asarray, cls(*(_stack([part]) for part in _collate_graphs(list(graphs), shape))))
 
 
@@ -134,8 +135,8 @@ class BatchShape(NamedTuple):
     rows: int
     shards: int
     row: RowSize
-    node_features: int = len(ATOM_CARDINALITIES)
-    edge_features: int = len(BOND_CARDINALITIES)
+    node_features: int = MOLECULES.widths[0]
+    edge_features: int = MOLECULES.widths[1]
 
     def per_shard(self) -> tuple[int, int, int, int]:
         """(G, N, E, M) of one shard, with room for jraph's padding graph, rounded up to multiples of 8."""
@@ -225,6 +226,12 @@ def _collate_graphs(graphs: list[GraphArrays], shape: BatchShape) -> tuple[jraph
     motifs = np.zeros((num_motifs, MOTIF_FEATURES), np.float32)
     edge = motif = 0
     for graph, offset in zip(graphs, offsets, strict=False):
+        widths = (graph.atoms.shape[1], graph.bonds.shape[1])
+        if widths != (shape.node_features, shape.edge_features):  # numpy would repeat a single feature
+            raise ValueError(
+                f"a graph has {widths} features of nodes and edges, where the batch has "
+                f"{(shape.node_features, shape.edge_features)}"
+            )
         nodes[offset : offset + len(graph.atoms)] = graph.atoms
         next_edge, next_motif = edge + len(graph.bonds), motif + len(graph.motifs)
         edges[edge:next_edge] = graph.bonds

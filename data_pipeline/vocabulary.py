@@ -22,5 +22,10 @@ class GraphVocabulary(NamedTuple):
     nodes: tuple[int, ...]
     edges: tuple[int, ...]
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many features a node and an edge have."""
+        return len(self.nodes), len(self.edges)
+
 
 MOLECULES = GraphVocabulary(ATOM_CARDINALITIES, BOND_CARDINALITIES)

@@ -36,6 +36,7 @@ from data_pipeline.motifs import motif_atoms
 from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, featurized, read_records
+from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
 from llamo_jax import runs
 from llamo_jax.analysis import pages
 from llamo_jax.config import ConfigError
@@ -83,7 +84,7 @@ def attend(model: LLaMo, encoder: PromptEncoder, record: Record, molecule: int =
     (encoded,) = encoder.encode([record])
     if not encoded.graphs:
         raise ConfigError("this model's prompts show no graph, so there is nothing to attend to")
-    batch = single_batch(encoded)
+    batch = single_batch(encoded, model.config.graph_encoder.vocabulary)
     weights, out = _weights(model, batch)
     if "atom_attention" not in out:
         raise ConfigError(f"projector kind={model.config.projector.kind} does not tell what it attends to")
@@ -107,11 +108,11 @@ def attend(model: LLaMo, encoder: PromptEncoder, record: Record, molecule: int =
     )
 
 
-def single_batch(encoded: EncodedConversation) -> Batch:
+def single_batch(encoded: EncodedConversation, vocabulary: GraphVocabulary = MOLECULES) -> Batch:
     """A batch of this conversation alone, of numpy arrays; padded to multiples of 64, so that few programs are made."""
     row = encoded.size()
     row = row._replace(**{name: -(-size // 64) * 64 for name, size in row._asdict().items() if name != "molecules"})
-    return collate([[encoded]], BatchShape(1, 1, row))
+    return collate([[encoded]], BatchShape(1, 1, row, *vocabulary.widths))
 
 
 @jax.jit

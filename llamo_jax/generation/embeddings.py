@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipeline.batch import BatchShape, EncodedConversation, GraphArrays, MoleculeGraphs, RowSize, collate
+from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import sharding
 from llamo_jax.generation.decode import replicated
 from llamo_jax.generation.prompts import EDGES_PER_ATOM, bucket
@@ -33,11 +34,12 @@ def embed_graphs(
 ) -> Iterator[tuple[int, Embedded]]:
     """(index, vectors) of every molecule, as they are finished: neighbours in size share a batch."""
     shards = sharding.batch_shards(mesh)
+    vocabulary = definition.config.graph_encoder.vocabulary
     rows = MOLECULES * shards
     order = sorted(range(len(graphs)), key=lambda index: len(graphs[index].atoms))
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        batch = sharding.put_global(_collated([graphs[index] for index in chosen], rows, shards), mesh)
+        batch = sharding.put_global(_collated([graphs[index] for index in chosen], rows, shards, vocabulary), mesh)
         with jax.set_mesh(mesh):
             tokens, levels = jax.device_get(_embed(definition, arrays, batch))
         for place, index in enumerate(chosen):
@@ -45,7 +47,7 @@ def embed_graphs(
             yield index, Embedded(tokens[shard, slot], levels[:, shard, slot])
 
 
-def _collated(graphs: Sequence[GraphArrays], rows: int, shards: int) -> MoleculeGraphs:
+def _collated(graphs: Sequence[GraphArrays], rows: int, shards: int, vocabulary: GraphVocabulary) -> MoleculeGraphs:
     """One molecule a row; sizes from a short list, so that few programs are compiled."""
     atoms = max(max(len(graph.atoms), -(-len(graph.bonds) // EDGES_PER_ATOM), len(graph.motifs)) for graph in graphs)
     atoms = bucket(atoms, 16)
@@ -53,7 +55,8 @@ def _collated(graphs: Sequence[GraphArrays], rows: int, shards: int) -> Molecule
     conversations = [
         EncodedConversation(nothing, nothing.astype(bool), nothing - 1, nothing, (graph,)) for graph in graphs
     ]
-    shape = BatchShape(rows, shards, RowSize(1, 1, atoms, EDGES_PER_ATOM * atoms, atoms))
+    row = RowSize(1, 1, atoms, EDGES_PER_ATOM * atoms, atoms)
+    shape = BatchShape(rows, shards, row, *vocabulary.widths)
     return collate([[conversation] for conversation in conversations], shape).molecules
 
 

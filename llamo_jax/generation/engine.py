@@ -81,7 +81,8 @@ class Engine:
         choices: Choices | None = None,
     ) -> None:
         encoded = [prompt for _, prompt, _ in prompts]
-        batch = collate_prompts(encoded, rows=count, shards=self._shards, room=room)
+        vocabulary = self._model[0].config.graph_encoder.vocabulary
+        batch = collate_prompts(encoded, rows=count, shards=self._shards, room=room, vocabulary=vocabulary)
         places = np.full(count, self._count, np.int32)
         places[: len(prompts)] = [place for place, _, _ in prompts]
         data = np.zeros((count, 2), np.uint32)  # a threefry key is two numbers: (seed, number of the sample)

@@ -214,7 +214,13 @@ class Generator:
         room = GraphRoom.of(prompts[index] for index in indices)
         for start in range(0, len(indices), rows):
             chunk = indices[start : start + rows]
-            batch = collate_prompts([prompts[index] for index in chunk], rows=rows, shards=shards, room=room)
+            batch = collate_prompts(
+                [prompts[index] for index in chunk],
+                rows=rows,
+                shards=shards,
+                room=room,
+                vocabulary=self._definition.config.graph_encoder.vocabulary,
+            )
             with jax.set_mesh(self.mesh):
                 found = beam_search(
                     self._definition,

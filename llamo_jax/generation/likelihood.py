@@ -40,7 +40,13 @@ def target_log_probabilities(
         starts = range(0, len(order), rows)
         for start in watched(starts, desc="log-likelihoods", unit=" batches", disable=not distributed.is_main()):
             chunk = order[start : start + rows]
-            batch = collate_prompts([conversations[index] for index in chunk], rows=rows, shards=shards, room=room)
+            batch = collate_prompts(
+                [conversations[index] for index in chunk],
+                rows=rows,
+                shards=shards,
+                room=room,
+                vocabulary=definition.config.graph_encoder.vocabulary,
+            )
             found = np.asarray(_log_probabilities(definition, arrays, sharding.put_global(batch, mesh)))
             for row, index in zip(found, chunk, strict=False):
                 # position t predicts token t + 1

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.batch import Batch, BatchShape, EncodedConversation, RowSize, collate
+from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
 
 EDGES_PER_ATOM = 3
 """Room for directed edges; a molecule has some 2.2 per atom."""
@@ -58,12 +59,17 @@ def _power_of_four(size: int, smallest: int) -> int:
 
 
 def collate_prompts(
-    prompts: Sequence[EncodedConversation], *, rows: int | None = None, shards: int = 1, room: GraphRoom | None = None
+    prompts: Sequence[EncodedConversation],
+    *,
+    rows: int | None = None,
+    shards: int = 1,
+    room: GraphRoom | None = None,
+    vocabulary: GraphVocabulary = MOLECULES,
 ) -> Batch:
     """Prompts as a batch of one conversation per row, padded on the right, sizes rounded up to buckets.
 
     rows: of the batch, a multiple of `shards`; by default `row_bucket`. Surplus rows are padding. room: of each row, by
-    default what these prompts need.
+    default what these prompts need. vocabulary: of the model's graphs.
     """
     rows = rows or row_bucket(len(prompts), shards)
     # collate takes a row's last token for a target only: give every prompt one more
@@ -80,4 +86,4 @@ def collate_prompts(
     room = room or GraphRoom.of(prompts)
     length = prompt_bucket(max(len(prompt.tokens) for prompt in prompts))
     row = RowSize(length, room.molecules, room.atoms, EDGES_PER_ATOM * room.atoms, room.atoms)
-    return collate([[prompt] for prompt in extended], BatchShape(rows, shards, row))
+    return collate([[prompt] for prompt in extended], BatchShape(rows, shards, row, *vocabulary.widths))

@@ -155,8 +155,7 @@ def batch_shape(config: Config, shards: int) -> BatchShape:
     if len(known) < len(budgets):
         raise ConfigError(f"config.data: {budgets} is what a row holds, and no data are here that would tell the rest")
     row = RowSize(data.tokens_per_row, *known)
-    vocabulary = config.model.graph_encoder.vocabulary
-    return BatchShape(rows, shards, row, len(vocabulary.nodes), len(vocabulary.edges))
+    return BatchShape(rows, shards, row, *config.model.graph_encoder.vocabulary.widths)
 
 
 def abstract_batches(batch: Any, mesh: Mesh, *, leading: int = 1) -> Any:

@@ -1,5 +1,6 @@
 """Greedy decoding and what is built on it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,21 +9,28 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import networkx
 import numpy as np
 import pytest
 from flax import nnx
 
+from data_pipeline.batch import BatchShape, MoleculeGraphs, RowSize, collate
 from data_pipeline.conversation import Conversation, Message
+from data_pipeline.generic_graph import graph_record
 from data_pipeline.molecule import InvalidMoleculeError
 from data_pipeline.prompt import PromptEncoder
-from data_pipeline.records import featurized
+from data_pipeline.records import featurized, without_last_message
 from data_pipeline.tokenizer import load_tokenizer
-from llamo_jax import parameters
+from data_pipeline.vocabulary import GraphVocabulary
+from llamo_jax import parameters, sharding
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
 from llamo_jax.evaluation.functional_groups import score_groups
 from llamo_jax.generation.decode import greedy
+from llamo_jax.generation.embeddings import embed_graphs
+from llamo_jax.generation.generator import Generator
+from llamo_jax.generation.likelihood import target_log_probabilities
 from llamo_jax.generation.prompts import collate_prompts
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import define_model
@@ -122,6 +130,49 @@ def test_finished_rows_stay_finished(encoder, small_model):
     stop = int(free[row, end])
     stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=12, eos_id=stop).tokens)
     np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
+
+
+@pytest.mark.parametrize("vocabulary", [GraphVocabulary((80,), (1,)), GraphVocabulary((80, 4), (3,))])
+def test_other_graphs_are_seen_as_in_training(encoder, vocabulary):
+    """Answers, likelihoods and vectors: of one feature numpy would make nine, and two it could not take."""
+    config = helpers.model_config(vocab_size=2048)
+    cardinalities = {"atom_cardinalities": vocabulary.nodes, "bond_cardinalities": vocabulary.edges}
+    config = dataclasses.replace(config, graph_encoder=dataclasses.replace(config.graph_encoder, **cardinalities))
+    definition, arrays = helpers.definition_and_arrays(config)
+    turns = (Message("user", "Is there a cycle?"), Message("assistant", "There is none."))
+    records = []
+    for graph in (networkx.path_graph(9), networkx.star_graph(5)):
+        node_features = {node: (70 - 7 * node, 3)[: len(vocabulary.nodes)] for node in graph}
+        networkx.set_node_attributes(graph, node_features, "features")
+        networkx.set_edge_attributes(graph, dict.fromkeys(graph.edges, (0,)), "features")
+        graph.name = "a graph"
+        records.append(graph_record([graph], turns, vocabulary))
+    mesh = sharding.single_device_mesh()
+    encoded = encoder.encode(records)
+    row = RowSize(128, 1, 16, 32, 8)
+    batch = jax.tree.map(jnp.asarray, collate([[each] for each in encoded], BatchShape(2, 1, row, *vocabulary.widths)))
+    expected = jax.nn.log_softmax(helpers.logits(definition, arrays, batch), axis=-1)
+
+    for found, each, target in zip(
+        target_log_probabilities(definition, arrays, mesh, encoded), expected, encoded, strict=True
+    ):
+        places = np.flatnonzero(target.is_target[1:])
+        np.testing.assert_allclose(found, each[places, target.tokens[places + 1]], atol=1e-4)
+
+    text = featurized(ask(question="Hello?"))
+    generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=1))
+    answers = dict(generator.generate([*map(without_last_message, records), text]))
+    for index, target in enumerate(encoded):
+        best = expected[index, np.flatnonzero(target.is_target)[0] - 1].max()
+        np.testing.assert_allclose(answers[index][0].log_probabilities, [best], atol=1e-4)
+
+    graphs = [record.graphs[0] for record in records]
+    vectors = dict(embed_graphs(definition, arrays, mesh, graphs))
+    tokens, _ = definition.merge(arrays).encode_graphs(MoleculeGraphs.from_graphs(graphs))
+    for index in range(2):
+        np.testing.assert_allclose(vectors[index].graph_tokens, tokens[0, index], atol=1e-4)
+    with pytest.raises(ValueError, match=r"a graph has \(\d, \d\) features of nodes and edges, where the batch has"):
+        collate_prompts(encoded)
 
 
 def test_assistant_answers_alone_and_in_batches(trained):
