@@ -21,7 +21,7 @@ class RowError(ValueError):
         self.reason = reason
 
 
-class PromptError(ValueError):
+class PromptError(DataError):
     """A conversation that cannot become a prompt; `reason` is a short phrase that can be counted."""
 
     def __init__(self, reason: str):

@@ -7,8 +7,7 @@ import numpy as np
 from etils import epath
 
 from data_pipeline import storage
-from data_pipeline.batch import EncodedConversation, RowSize
-from data_pipeline.errors import PromptError
+from data_pipeline.batch import RowSize
 from data_pipeline.packing import pack_rows
 from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
@@ -56,7 +55,7 @@ def _kept(path: epath.Path) -> np.ndarray | None:
 def measured(records: list[Record], encoder: PromptEncoder) -> np.ndarray:
     """int32[C, 3] of these records; see token_lengths."""
     lengths = np.empty((len(records), 3), np.int32)
-    for index, conversation in enumerate(_encoded(records, encoder)):
+    for index, conversation in enumerate(encoder.encode_each(records)):
         if conversation is None:
             lengths[index] = (0, 0, _UNLIMITED)
             continue
@@ -68,14 +67,6 @@ def measured(records: list[Record], encoder: PromptEncoder) -> np.ndarray:
             target[0] + 1 if len(target) else _UNLIMITED,
         )
     return lengths
-
-
-def _encoded(records: list[Record], encoder: PromptEncoder) -> list[EncodedConversation | None]:
-    """The records' prompts; None where the prompt style refuses a conversation."""
-    try:
-        return list(encoder.encode(records))
-    except PromptError:
-        return [None] if len(records) == 1 else [_encoded([record], encoder)[0] for record in records]
 
 
 def _path(folder: epath.Path, split: str, encoder: PromptEncoder) -> epath.Path:

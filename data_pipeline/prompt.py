@@ -247,6 +247,15 @@ class PromptEncoder:
         ids = iter(self.tokenizer.encode([piece.text for piece in texts], [piece.bare for piece in texts]))
         return [self._assemble(layout, ids, graphs) for layout, (_, graphs) in zip(layouts, examples, strict=True)]
 
+    def encode_each(
+        self, examples: Sequence[tuple[Conversation, tuple[GraphArrays, ...]]]
+    ) -> list[EncodedConversation | None]:
+        """As `encode`; None for what the prompt style refuses."""
+        try:
+            return list(self.encode(examples))
+        except PromptError:
+            return [None] if len(examples) == 1 else [self.encode_each([example])[0] for example in examples]
+
     def fingerprint(self) -> str:
         """Equal for encoders that give equal tokens."""
         parts = (

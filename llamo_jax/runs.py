@@ -124,14 +124,15 @@ def read_data(config: Config, mesh: Mesh) -> tuple[PromptEncoder, loop.Data, lis
     sources = _data_folders(config)
     encoder = _encoder(config, load_tokenizer(_tokenizer_folder(config, sources)))
     splits = {split: _records(sources, split, encoder, config) for split in ("train", "validation")}
+    if not splits["train"]:
+        raise DataError(f"{config.data.source} has no training split")
     config = _changed(config, _budgets(config, [records for _, records in itertools.chain(*splits.values())]))
     shape = batch_shape(config, sharding.batch_shards(mesh))
     training, validation = (_loader(sources, split, splits[split], shape, config) for split in splits)
-    if training is None:
-        raise DataError(f"{config.data.source} has no training split")
+    assert training is not None
     if distributed.is_main():
         distributed.wait("data prepared")
-    data = loop.Data(training, validation, _sample_records(sources, config.train.samples))
+    data = loop.Data(training, validation, _sample_records(sources, config.train.samples, encoder))
     return encoder, data, [(data_fingerprint(at), share) for at, share in sources.items()]
 
 
@@ -235,8 +236,8 @@ def _loader(
     return BatchLoader(datasets, [sources[folder] for folder, _ in records], shape) if datasets else None
 
 
-def _sample_records(sources: Mapping[epath.Path, float], count: int) -> list[Record]:
-    """`count` validation rows that end with an answer, spread evenly over the splits of all sources."""
+def _sample_records(sources: Mapping[epath.Path, float], count: int, encoder: PromptEncoder) -> list[Record]:
+    """`count` validation rows, spread evenly over the splits of all sources; those that are a prompt and an answer."""
     readers = [
         RecordReader(folder, "validation")
         for folder in sources
@@ -249,7 +250,9 @@ def _sample_records(sources: Mapping[epath.Path, float], count: int) -> list[Rec
     for place in [number * total // shown for number in range(shown)]:
         which = bisect.bisect_right(ends, place)
         records += readers[which].fetch([place - (ends[which] - len(readers[which]))])
-    return [record for record in records if record.conversation.messages[-1].role == "assistant"]
+    answered = [record for record in records if record.conversation.messages[-1].role == "assistant"]
+    prompts = encoder.encode_each(list(map(without_last_message, answered)))
+    return [record for record, prompt in zip(answered, prompts, strict=True) if prompt is not None]
 
 
 def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], mesh: Mesh) -> loop.Sampler | None:
@@ -260,7 +263,8 @@ def _sampler(config: Config, encoder: PromptEncoder, samples: Sequence[Record], 
         return None
 
     def sample(definition: ModelDefinition, arrays: Arrays) -> list[dict[str, Any]]:
-        generator = Generator(definition, arrays, encoder, mesh, DecodingConfig(max_new_tokens=SAMPLE_TOKENS))
+        decoding = DecodingConfig(max_new_tokens=SAMPLE_TOKENS)
+        generator = Generator(definition, arrays, encoder, mesh, decoding, arrays_stay=True)
         try:
             answers = generator.answer_records(prompts)
         except (ConfigError, jax.errors.JaxRuntimeError) as error:

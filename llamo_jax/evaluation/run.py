@@ -19,6 +19,7 @@ from etils import epath
 from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.embedded import prepare_embedded
+from data_pipeline.errors import DataError
 from data_pipeline.files import TableOptions
 from data_pipeline.jobs import Runner
 from data_pipeline.progress import watched
@@ -68,6 +69,7 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
     found = read_examples(_source(config), config.task, config.split, config.limit, columns, table)
     generator, fingerprint = load_generator(config.checkpoint, decoding=config.decoding, tensor=config.tensor)
     distributed.log(sharding.describe(generator.mesh))
+    found = _that_are_prompts(found, generator)
     about = {
         "model": fingerprint[:16],
         "data": found.fingerprint,
@@ -108,6 +110,17 @@ def evaluate(config: EvaluationConfig, workdir: os.PathLike) -> dict[str, Any]:
             _partial(folder).unlink(missing_ok=True)
         distributed.wait("evaluated")
     return metrics
+
+
+def _that_are_prompts(found: Examples, generator: Generator) -> Examples:
+    """Without what the prompt style refuses, as a chat template that has no system's turns; raises DataError."""
+    prompts = generator.encoder.encode_each([example.prompt for example in found.examples])
+    kept = [example for example, prompt in zip(found.examples, prompts, strict=True) if prompt is not None]
+    refused = len(found.examples) - len(kept)
+    rejected = found.rejected | ({"refused by the prompt style": refused} if refused else {})
+    if not kept:
+        raise DataError(f"nothing to evaluate; {rejected}")
+    return found._replace(examples=kept, rejected=rejected)
 
 
 def _source(config: EvaluationConfig) -> Path:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from llamo_jax import distributed, parameters, sharding
 from llamo_jax.generation import few_rows
-from llamo_jax.generation.memory import device_bytes
+from llamo_jax.generation.memory import WORKING_SHARE, device_bytes
 from llamo_jax.generation.unstacked import LayerCaches, UnstackedDecoder
 from llamo_jax.models import layers
 from llamo_jax.models.attention import cached_attention
@@ -27,20 +27,27 @@ from llamo_jax.models.llamo import LLaMo
 from llamo_jax.models.lora import LoRALinear, fix_gains
 from llamo_jax.parameters import Arrays
 
+CACHE_SHARE = 0.1
+"""Share of a device's memory without which answers are not worth a copy of the layers: 3 GB of an A100's 32 are 16
+rows of Llama-2-7B, 384 tokens each."""
+
 _log = logging.getLogger(__name__)
 
 
-def for_decoding(definition: ModelDefinition, arrays: Arrays, mesh: Mesh) -> tuple[ModelDefinition, Arrays]:
+def for_decoding(
+    definition: ModelDefinition, arrays: Arrays, mesh: Mesh, *, arrays_stay: bool = False
+) -> tuple[ModelDefinition, Arrays]:
     """The model as decoding reads it fastest on these devices: for one CPU device, for GPUs, or as it is.
 
-    The layers' arrays are copies. GPUs without room for both, for as long as the caller keeps `arrays`, decode from the
-    stacked ones, and a warning says so.
+    The layers' arrays are copies. GPUs without room for both decode from the stacked ones, and a warning says so.
+
+    arrays_stay: the caller keeps `arrays` while answers are made, as training does: room is wanted beside both, then.
     """
     with jax.set_mesh(mesh):
         platform = sharding.platform()
         if platform == "cpu" and mesh.size == 1:
             convert = _for_cpu
-        elif platform == "gpu" and _has_room(arrays):
+        elif platform == "gpu" and _has_room(arrays, CACHE_SHARE + WORKING_SHARE if arrays_stay else 0):
             convert = _unstacked
         elif definition.config.lora.dora:
             convert = _fixed
@@ -50,12 +57,15 @@ def for_decoding(definition: ModelDefinition, arrays: Arrays, mesh: Mesh) -> tup
         return _definition(definition, convert), parameters.flatten(nnx.state(converted(definition.merge(arrays))))
 
 
-def _has_room(arrays: Arrays) -> bool:
-    """Whether the devices of all processes, which run one program, can hold the decoder's layers a second time."""
+def _has_room(arrays: Arrays, free: float) -> bool:
+    """Whether the devices of all processes, which run one program, can hold the decoder's layers a second time.
+
+    free: the share of a device's memory that must be left then.
+    """
     limit, used = device_bytes()
     layered = (x for name, x in arrays.items() if name.startswith("language_model/layers/"))
     copies = sum(x.addressable_shards[0].data.nbytes for x in layered)
-    room = distributed.all_agree(used + copies <= limit)
+    room = distributed.all_agree(used + copies <= (1 - free) * limit)
     if not room and distributed.is_main():
         _log.warning(
             "answers will take about twice as long: no room for a second copy of the decoder's layers "

@@ -82,7 +82,7 @@ class Generator:
     """A model, its weights on a mesh, and its prompt encoder.
 
     decoding: how answers are chosen. max_rows: how many are decoded side by side at most; by default as many as there
-    is memory for.
+    is memory for. arrays_stay: the caller keeps `arrays`; see `for_decoding`.
     """
 
     def __init__(
@@ -94,10 +94,11 @@ class Generator:
         decoding: DecodingConfig | None = None,
         *,
         max_rows: int | None = None,
+        arrays_stay: bool = False,
     ):
         self.encoder = encoder
         self.decoding = _within(decoding or DecodingConfig(), encoder, definition.config.language_model.vocab_size)
-        self._definition, self._arrays = for_decoding(definition, arrays, mesh)
+        self._definition, self._arrays = for_decoding(definition, arrays, mesh, arrays_stay=arrays_stay)
         self.mesh = mesh
         self._max_rows = max_rows
         self.stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)

@@ -14,6 +14,7 @@ from data_pipeline.progress import watched
 from llamo_jax import distributed, sharding
 from llamo_jax.generation.decode import replicated
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts
+from llamo_jax.models.attention import any_length
 from llamo_jax.models.definition import ModelDefinition
 from llamo_jax.parameters import Arrays
 
@@ -58,6 +59,8 @@ def target_log_probabilities(
 def _log_probabilities(definition: ModelDefinition, arrays: Arrays, batch: Batch) -> Float[jax.Array, "B T"]:
     """Of the token that follows each position of the batch."""
     model = definition.merge(arrays)
+    # not every conversation has a length that training's kernel takes, nor is it read where it was trained
+    model.language_model.attention = any_length(model.language_model.attention)
     hidden, _ = model.hidden_states(batch)
 
     rows = hidden.shape[0]

@@ -49,10 +49,10 @@ def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -
     cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128 and length % 2 == 0
     if kernel == "auto":
         return "splash" if platform == "tpu" and splash else "cudnn" if platform == "gpu" and cudnn else "xla"
-    if kernel == "splash" and not splash:
+    if kernel == "splash" and not (platform == "tpu" and splash):
         raise ConfigError(
-            f"config.model.attention=splash needs rows of a multiple of 128 tokens and heads of a multiple of 64 wide, "
-            f"not {length} and {head_width}"
+            f"config.model.attention=splash needs a TPU, rows of a multiple of 128 tokens and heads of a multiple of "
+            f"64 wide, not {platform}, {length} and {head_width}"
         )
     if kernel == "cudnn" and not (platform == "gpu" and cudnn):
         raise ConfigError(
@@ -60,6 +60,11 @@ def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -
             f"multiple of 8) wide, not {platform}, {dtype}, {length} and {head_width}"
         )
     return kernel
+
+
+def any_length(kernel: str) -> str:
+    """The kernel with which a model answers that was trained with `kernel`: prompts have any length, on any device."""
+    return "xla" if kernel == "xla" else "auto"
 
 
 def causal_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:

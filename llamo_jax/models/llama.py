@@ -16,7 +16,7 @@ from llamo_jax.config import Bool, ConfigError, setting, settings
 from llamo_jax.config import Float as Number
 from llamo_jax.config import Int as Integer
 from llamo_jax.models import layers
-from llamo_jax.models.attention import SAVED, cached_attention, segment_attention
+from llamo_jax.models.attention import SAVED, any_length, cached_attention, segment_attention
 from llamo_jax.models.flops import Flops, LinearFlops
 
 CACHE_AXES = (sharding.BATCH_AXES, "tensor", None, None)
@@ -226,8 +226,9 @@ class LlamaDecoder(nnx.Module):
         self._check_length(slots)
         length = segments.shape[1]
         ends = jnp.maximum(jnp.sum(segments > 0, axis=1) - 1, 0)[:, None]
-        kernel = "xla" if self.attention == "xla" else "auto"  # not every prompt has a length that training's takes
-        attend = segment_attention(kernel, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
+        attend = segment_attention(
+            any_length(self.attention), segments, self.config.head_width, jnp.dtype(self.compute_dtype)
+        )
         cos, sin = rope_tables(np.arange(length)[None], self.config)
         # an end sees its prompt's tokens and itself; what lies behind in the cache is zeros
         seen_by_ends = jnp.arange(slots) <= ends[..., None]

@@ -86,7 +86,7 @@ class Checkpoints:
         # Replicas share the writing of large arrays; to slice a small one, another program would be compiled for it.
         context.array.saving.min_slice_bytes_for_replica_parallel = 2**20
         try:
-            return ocp.training.Checkpointer(
+            checkpointer = ocp.training.Checkpointer(
                 self.path,
                 context=context,
                 preservation_policy=policy,
@@ -97,6 +97,11 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self.path} cannot be read ({_first_line(error)}); move a damaged step away"
             ) from None
+        # At each save Orbax would ask JAX whether to stop, by the number of the step. JAX knows the latest number that
+        # it was asked with alone, and agrees on a later one: between two questions of training, which counts its own
+        # (see preemption), that is one which training has passed, or reaches thousands of steps later.
+        checkpointer._manager.reached_preemption = lambda step: False
+        return checkpointer
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -179,6 +184,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # it raises the same again, now and at every call to come
             self._checkpointer.close()
         self._checkpointer = self._open()
+        self._best = self.best() if self._keep_best else None  # not the one that is not there
         kept = self.steps()
         reason = f"the checkpoint of step {step} cannot be written to {self.path}: {_first_line(error)}"
         left = f"the one of step {kept[0]} is still there" if kept else "there is no earlier one"

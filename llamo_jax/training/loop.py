@@ -27,7 +27,7 @@ from llamo_jax.training.config import Config
 from llamo_jax.training.preemption import StopRequest
 from llamo_jax.training.program import Program
 from llamo_jax.training.step import TrainState
-from llamo_jax.training.trainable import learning_rate_schedule
+from llamo_jax.training.trainable import learning_rate_schedule, updates
 from llamo_jax.training.workdir import BEST, Base, CheckpointError, at, read_base, write_base
 
 Sampler = Callable[[ModelDefinition, Arrays], list[dict]]
@@ -92,12 +92,12 @@ def train(
         samples = _Samples(workdir, sampler, program.definition, step)
         validations = metrics.Validations(workdir, step)
 
-        def evaluate(state: TrainState, *, graph_use: bool = False) -> dict[str, float]:
+        def evaluate(state: TrainState, *, graph_use: bool = False, last: bool = False) -> dict[str, float]:
             if data.validation is None:
                 return {}
             sums: dict[str, list] = {"true": [], "other": []}
             for batch in data.validation.evaluation_batches(shards, settings.eval_batches):
-                if stop.requested():
+                if stop.requested() and not last:  # the last one would never be made up for
                     return {}
                 shown = {"true": batch} | ({"other": with_other_graphs(batch)} if graph_use else {})
                 for graphs, each in shown.items():
@@ -120,7 +120,7 @@ def train(
         # the position in the data is the number of batches seen, which follows from the step: nothing else is stored
         stream = data.train.training_batches(config.seed, step * settings.accumulate, shards)
         accumulated = _accumulated(stream, settings.accumulate)
-        progress = metrics.Progress(step, settings.steps)
+        progress = metrics.Progress(step, settings.steps, int(state.log["steps"] + state.log["skipped"]))
         utilisation = metrics.Utilisation(config, data.train.shape, list(program.state.trained), mesh)
         profile = _Profile(workdir, settings.profile_steps)
         guard = _NonFiniteGuard(config, workdir, data.train)
@@ -140,7 +140,7 @@ def train(
             stopping = stop.requested()
             validated = best = None
             if step % settings.log_every == 0 or last:
-                line = _line(state.log) | {"learning_rate": float(schedule(step - 1))}
+                line = _line(state.log) | {"learning_rate": float(schedule(max(0, updates(state.optimizer) - 1)))}
                 speed, left = progress.measure(step, line.pop("tokens"))
                 targets = line["target_tokens"] / (step % settings.log_every or settings.log_every)
                 line |= speed | (utilisation.measure(speed["step_seconds"], targets) if speed else {})
@@ -151,7 +151,7 @@ def train(
                         # at the first validation that is as late as the next multiple
                         every, before = settings.graph_use_every, max(0, step - settings.eval_every)
                         due = every > 0 and (last or step // every > before // every)
-                        line |= evaluate(state, graph_use=due)
+                        line |= evaluate(state, graph_use=due, last=last)
                         validated = line.get("validation_loss")
                     log.write(step, line)
                     distributed.log(_readable(step, settings.steps, line, left))

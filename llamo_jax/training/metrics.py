@@ -159,13 +159,15 @@ class Validations:
 class Progress:
     """Speed between logged steps, without what happens in pauses, and the time left by the clock, with it.
 
-    Both begin after the first step, which is when everything is compiled.
+    Both begin after the first step, which is when everything is compiled. unlogged: steps up to `step` whose tokens the
+    next line counts as well, as a run has that was stopped between two lines.
     """
 
-    def __init__(self, step: int, steps: int):
+    def __init__(self, step: int, steps: int, unlogged: int = 0):
         self._steps = steps
         self._waited = 0.0
-        self._first = self._last = self._logged = step
+        self._first = self._last = step
+        self._logged = step - unlogged
         self._began = self._resumed = time.perf_counter()
 
     def compiled(self, step: int, done: Any) -> None:

@@ -76,6 +76,13 @@ def learning_rate_schedule(config: TrainConfig) -> optax.Schedule:
     return rate
 
 
+def updates(optimizer_state: Any) -> int:
+    """How many `make_optimizer` has made: steps that were skipped count in the run, and not in its schedule."""
+    leaves = jax.tree.leaves(optimizer_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
+    (schedule,) = (leaf for leaf in leaves if isinstance(leaf, optax.ScaleByScheduleState))
+    return int(schedule.count)
+
+
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW on a flat mapping of trained parameters, after clipping by the global norm."""
 

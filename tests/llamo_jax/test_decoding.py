@@ -249,17 +249,20 @@ def test_the_form_for_a_device_answers_as_the_usual_one(decoder, quantize, platf
     np.testing.assert_array_equal(*tokens)
 
 
-@pytest.mark.parametrize(("missing", "others", "stacked"), [(0, True, False), (1, True, True), (0, False, True)])
+@pytest.mark.parametrize(
+    ("missing", "others", "arrays_stay", "stacked"),
+    [(0, True, False, False), (1, True, False, True), (0, False, False, True), (0, True, True, True)],
+)
 def test_gpus_without_room_for_a_copy_of_the_layers_decode_from_the_stacked_ones(
-    small, missing, others, stacked, monkeypatch, caplog
+    small, missing, others, arrays_stay, stacked, monkeypatch, caplog
 ):
-    """Of several processes, all do, or their programs would differ."""
+    """Of several processes, all do, or their programs would differ. Training keeps the stacked ones beside the copy."""
     (definition, arrays), _ = small
     layers = sum(x.nbytes for name, x in arrays.items() if name.startswith("language_model/layers/"))
     monkeypatch.setattr(sharding, "platform", lambda: "gpu")
     monkeypatch.setattr("llamo_jax.generation.cpu.device_bytes", lambda: (10**9, 10**9 - layers + missing))
     monkeypatch.setattr("llamo_jax.distributed.all_agree", lambda holds: holds and others)
-    _, own = for_decoding(definition, arrays, sharding.single_device_mesh())
+    _, own = for_decoding(definition, arrays, sharding.single_device_mesh(), arrays_stay=arrays_stay)
     assert ("language_model/layers/gate/kernel" in own) == stacked
     assert ("language_model/layers/1/gate/kernel" in own) != stacked
     assert ("no room for a second copy of the decoder's layers" in caplog.text) == stacked

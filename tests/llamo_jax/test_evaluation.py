@@ -1,5 +1,6 @@
 """Scores: against published outputs and their scores, and on everything that answers can be."""
 
+import dataclasses
 import json
 import math
 import random
@@ -21,9 +22,12 @@ from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
 from data_pipeline.functional_groups import functional_groups
+from data_pipeline.jobs import Settings, prepare_records
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import Record, read_records
+from data_pipeline.vocabulary import MOLECULES
+from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.evaluation import __main__ as command
 from llamo_jax.evaluation import run, wordnet
@@ -40,6 +44,7 @@ from llamo_jax.evaluation.text import meteor_rows, rouge_l, rouge_rows, text_sco
 from llamo_jax.generation.prompts import GraphRoom, collate_prompts
 from llamo_jax.loading import load_generator
 from tests import helpers
+from tests.llamo_jax.test_training import small_run
 
 WORDS = load_metric_tokenizer("words")
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -440,6 +445,28 @@ def test_without_java_names_stay_words(monkeypatch):
     assert got["structures"] is None
     assert "pip install 'llamo_jax[opsin]'" in got["structures_missing"]
     assert got["exact"] == 0
+
+
+def test_what_the_prompt_style_refuses_is_left_out_and_counted(trained, few, tmp_path):
+    """One conversation that no prompt can show neither ends an evaluation nor the validations of a training run."""
+    good = read_records(few / "description", "validation")[:2]
+    answers = (Message("assistant", "Hello."), Message("assistant", "Good bye."))  # no question, no place for graphs
+    refused = good[0]._replace(conversation=good[0].conversation._replace(messages=answers))
+    pairs = [("train", good[0])] + [(split, r) for split in ("validation", "test") for r in (good[0], refused, good[1])]
+    settings = Settings(task="description", tokenizer=str(few / "description" / "tokenizer"))
+    prepare_records([*pairs, ("only", refused)], tmp_path / "data", MOLECULES, settings)
+    nothing = {"graph_use": 0, "group_questions": 0}
+    metrics = run.evaluate(evaluation(trained, tmp_path / "data", **nothing), tmp_path / "run")
+    assert metrics["rows"] == 2
+    assert metrics["rejected"] == {"refused by the prompt style": 1}
+    config = small_run(few)
+    data = dataclasses.replace(config.data, source=str(tmp_path / "data"))
+    train = dataclasses.replace(config.train, samples=3)
+    config = dataclasses.replace(config, data=data, train=train)
+    _, read, _ = runs.read_data(config, sharding.make_mesh(config.mesh))
+    assert [r.conversation.messages for r in read.samples] == [r.conversation.messages for r in good]
+    with pytest.raises(DataError, match=r"nothing to evaluate; \{'refused by the prompt style': 1\}"):
+        run.evaluate(evaluation(trained, tmp_path / "data", split="only", **nothing), tmp_path / "nothing")
 
 
 def test_a_file_is_read_as_prepare_reads_it(trained, tmp_path):

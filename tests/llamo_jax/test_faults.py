@@ -1,5 +1,6 @@
 """What goes wrong in long runs: damaged checkpoints, full disks, losses that are not finite, kills at any moment."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import stage1, stage2
@@ -25,6 +27,7 @@ from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig
 from llamo_jax.training import checkpoints, workdir
 from llamo_jax.training.step import TrainState, empty_log
+from llamo_jax.training.trainable import updates
 from tests import helpers
 from tests.llamo_jax.test_training import losses, small_run, stacked, start
 
@@ -125,14 +128,49 @@ def save_whole(saved: checkpoints.Checkpoints, step: int) -> None:
     saved.finish()
 
 
-@pytest.mark.parametrize("policy", ["stop", "continue"])
-def test_a_full_disk_keeps_the_old_checkpoint(policy, tmp_path, caplog):
+@contextlib.contextmanager
+def full_disk():
     """Files may not grow beyond 100 kB, which the operating system tells as it does of a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_best_is_one_that_is_there(tmp_path):
+    """Not the one of a lower loss that could not be written: the real one would be removed for its sake."""
+    with checkpoints.Checkpoints(tmp_path, "a run", keep=1, keep_best=True, on_save_failure="continue") as saved:
+        saved.save(state_at(2), 1.05)
+        saved.finish()
+        with full_disk():
+            saved.save(state_at(4), 1.0)
+            saved.finish()
+        assert saved.failed == 4
+        for step, loss in ((6, 1.1), (8, 1.2)):
+            saved.save(state_at(step), loss)
+            saved.finish()
+        assert saved.steps() == [8, 2]
+        assert saved.best() == (2, 1.05)
+
+
+def test_saving_asks_nobody_whether_to_stop(tmp_path, monkeypatch):
+    """JAX knows one count of questions, and training's own is it: see preemption."""
+    asked: list[int] = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: bool(asked.append(step)))
+    with checkpoints.Checkpoints(tmp_path, "a run") as saved:
+        save_whole(saved, 2)
+        save_whole(saved, 4)
+        assert saved.steps() == [4, 2]
+    assert asked == []
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk_keeps_the_old_checkpoint(policy, tmp_path, caplog):
     with checkpoints.Checkpoints(tmp_path, "a run", on_save_failure=policy) as saved:
         save_whole(saved, 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-        try:
+        with full_disk():
             if policy == "stop":
                 with pytest.raises(workdir.CheckpointError, match=r"step 4 cannot be written.*step 2 is still"):
                     save_whole(saved, 4)
@@ -142,8 +180,6 @@ def test_a_full_disk_keeps_the_old_checkpoint(policy, tmp_path, caplog):
                 assert "the one of step 2 is still there" in caplog.text
                 assert saved.failed == 4
                 assert saved.on_disk() == "the newest checkpoint is of step 2"
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         if policy == "continue":
             save_whole(saved, 6)
             assert saved.failed is None
@@ -170,11 +206,13 @@ def test_a_step_that_is_not_finite_changes_nothing():
             np.testing.assert_array_equal(after.trained[other], array)
     assert int(after.log["skipped"]) == 1
     assert int(after.log["steps"]) == 1
+    assert updates(after.optimizer) == updates(before.optimizer) == 1
     np.testing.assert_array_equal(after.log["loss"], before.log["loss"])
     healed = after._replace(trained={**after.trained, name: jnp.asarray(before.trained[name])})
     healed, metrics = step(healed, frozen, batches)
     assert int(metrics["skipped_in_a_row"]) == 0
     assert int(healed.log["skipped"]) == 1
+    assert updates(healed.optimizer) == 2
 
 
 def test_a_run_whose_loss_stays_infinite_stops_and_names_its_data(few, tmp_path):

@@ -25,7 +25,7 @@ from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, sharding
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.evaluation.functional_groups import score_groups
 from llamo_jax.generation.decode import greedy
 from llamo_jax.generation.embeddings import embed_graphs
@@ -130,6 +130,21 @@ def test_finished_rows_stay_finished(encoder, small_model):
     stop = int(free[row, end])
     stopped = np.asarray(greedy(definition, arrays, collate_prompts(prompts), max_new_tokens=12, eos_id=stop).tokens)
     np.testing.assert_array_equal(stopped[row], [*free[row, :end], *[stop] * (12 - end)])
+
+
+@pytest.mark.parametrize("kernel", ["splash", "cudnn"])
+def test_a_model_trained_with_a_kernel_is_measured_on_any_device(encoder, small_model, kernel):
+    """And on conversations of any length: the kernel is training's."""
+    config = dataclasses.replace(small_model[0].config, attention=kernel)
+    mesh = sharding.single_device_mesh()
+    turns = (Message("user", "Is it aromatic?"), Message("assistant", "It is not."))
+    prompts = encoder.encode([featurized(Conversation(("CCO",), turns))])
+    (expected,) = target_log_probabilities(*small_model, mesh, prompts)
+    definition = define_model(config)
+    (found,) = target_log_probabilities(definition, small_model[1], mesh, prompts)
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ConfigError, match=rf"config\.model\.attention={kernel} needs a"):
+        helpers.logits(definition, small_model[1], jax.tree.map(jnp.asarray, collate_prompts(prompts)))
 
 
 @pytest.mark.parametrize("vocabulary", [GraphVocabulary((80,), (1,)), GraphVocabulary((80, 4), (3,))])

@@ -125,6 +125,41 @@ def test_a_run_asked_to_stop_while_it_validates_stops_there(few, tmp_path, monke
     assert [line["step"] for line in lines if "validation_loss" in line] == [4, 6]
 
 
+def test_the_last_validation_is_finished_whoever_asks(few, tmp_path, monkeypatch):
+    """No later one would make up for it, and status 0 brings nobody back."""
+    asked: list[int] = []
+    evaluated = metrics.Validations.add  # comes after the validation
+    monkeypatch.setattr(metrics.Validations, "add", lambda *a: asked.clear() or evaluated(*a))
+    batches = BatchLoader.evaluation_batches
+
+    def stopping(self, *arguments):
+        for batch in batches(self, *arguments):
+            asked.append(1)
+            yield batch
+
+    config = changed(small_run(few), steps=2, eval_every=2)
+    monkeypatch.setattr("llamo_jax.training.preemption.StopRequest.requested", lambda self: len(asked) > before)
+    mesh = sharding.make_mesh(config.mesh)
+    before = len(list(runs.read_data(config, mesh)[1].validation.evaluation_batches()))
+    monkeypatch.setattr(BatchLoader, "evaluation_batches", stopping)
+    assert int(runs.train(config, tmp_path / "run").step) == 2
+    (line,) = helpers.json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert line["validation_loss"] > 0
+
+
+def test_a_line_after_a_stop_is_as_fast_as_its_steps(monkeypatch):
+    """It counts the tokens of 18 steps of an earlier start as well, whose time nobody knows."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    progress = metrics.Progress(118, 200, unlogged=18)
+    progress.compiled(119, None)
+    clock[0] = 2.0
+    found, _ = progress.measure(120, 20 * 1000)
+    assert found["tokens_per_second"] == 500.0
+    clock[0] = 42.0
+    assert progress.measure(140, 20 * 1000)[0]["tokens_per_second"] == 500.0
+
+
 def test_progress_counts_from_the_end_of_compiling(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])

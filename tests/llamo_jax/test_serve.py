@@ -19,9 +19,11 @@ import openai
 import pytest
 import uvicorn
 
+from data_pipeline.errors import DataError
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.apps.serve import __main__ as serve
 from llamo_jax.apps.serve import api, limits
+from llamo_jax.apps.serve.schema import APIError
 from llamo_jax.config import DecodingConfig
 from tests import helpers
 
@@ -305,6 +307,18 @@ def test_the_log_has_no_prompts(server, client, caplog):
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(server):
     with pytest.raises(SystemExit, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use; choose another"):
         serve.main(["--checkpoint", "nowhere", "--port", str(server.options.port)])
+
+
+def test_what_nobody_could_use_is_one_line():
+    with pytest.raises(SystemExit, match="--port 70000 is none: ports are 0 to 65535"):
+        serve.main(["--checkpoint", "nowhere", "--port", "70000"])
+
+    class Refuses:
+        def understand(self, _):
+            raise APIError(422, "a conversation may show 0 molecules", code="too_many_molecules")
+
+    with pytest.raises(DataError, match=r"nobody could ask about ethanol: a conversation may show 0 mol.*; see --max"):
+        serve.warm_up(Refuses())
 
 
 @pytest.mark.slow

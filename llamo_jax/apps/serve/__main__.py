@@ -68,6 +68,8 @@ def _check_port(host: str, port: int) -> None:
     """Raises DataError if nobody could be answered there, before a model is loaded."""
     try:
         socket.create_server((host, port)).close()
+    except OverflowError:
+        raise DataError(f"--port {port} is none: ports are 0 to 65535") from None
     except OSError as error:
         why = str(error.strerror).partition(" (while")[0]  # some Pythons repeat the address
         raise DataError(f"cannot listen at {host}:{port}: {why}; choose another --port") from None
@@ -136,11 +138,14 @@ def make_service(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def warm_up(service: Any) -> None:
     """Compiles what a first question needs, before anybody waits for it."""
-    from llamo_jax.apps.serve.schema import ChatRequest
+    from llamo_jax.apps.serve.schema import APIError, ChatRequest
     from llamo_jax.generation.batcher import Piece
 
     asked = {"model": "", "messages": [{"role": "user", "content": "Describe this molecule."}], "molecules": ["CCO"]}
-    answering = service.understand(ChatRequest.model_validate(asked | {"max_tokens": 2}))
+    try:
+        answering = service.understand(ChatRequest.model_validate(asked | {"max_tokens": 2}))
+    except APIError as error:
+        raise DataError(f"nobody could ask about ethanol: {error}; see --max_* in --help") from None
     ended = threading.Event()
     pieces: list[Piece] = []
 
