@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from llamo_jax.clusters import accelerator_signs
 from llamo_jax.config import to_dict
-from llamo_jax.models import GINConfig, MultiLevelConfig
+from llamo_jax.models import GINConfig, LoRAConfig, MultiLevelConfig
 from llamo_jax.models.folder import is_model_folder, read_model
 from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
 from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
@@ -31,7 +31,7 @@ def _model(
         "graph_encoder": to_dict(GINConfig.paper(width=graph_width)),
         "projector": to_dict(MultiLevelConfig.paper(depth=projector_depth)),
         "language_model": language_model,
-        "lora": {"rank": 0, "alpha": 32.0, "dropout": 0.0, "targets": LORA_TARGETS},
+        "lora": to_dict(LoRAConfig(rank=0, alpha=32.0, dropout=0.0, targets=LORA_TARGETS)),
         "compute_dtype": compute_dtype,
         "frozen_dtype": "float32" if compute_dtype == "float32" else "bfloat16",
         "quantize": "none",

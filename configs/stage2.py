@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from configs import stage1
 from configs.presets import LORA_TARGETS
 from configs.presets import preset as get_preset
+from llamo_jax.config import to_dict
+from llamo_jax.models import LoRAConfig
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
@@ -20,7 +22,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.name = "stage2"
     config.init_from = f"runs/stage1-{config.preset}"
     config.data.task = "instruction"
-    config.model.lora = {"rank": 8, "alpha": 32.0, "dropout": 0.05, "targets": LORA_TARGETS}
+    config.model.lora = to_dict(LoRAConfig(rank=8, alpha=32.0, dropout=0.05, targets=LORA_TARGETS))
     config.train.steps = sizes.stage2_steps
     config.train.learning_rate = 1e-3 if sizes.from_scratch else 1e-4
     projector = () if config.model.projector.kind == "none" else (("projector/.*", True),)

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import evaluate, stage1
+from configs import evaluate, stage0, stage1, stage2
 from llamo_jax import runs
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, field_table, from_dict, to_dict
 from llamo_jax.evaluation.config import EvaluationConfig
@@ -26,6 +26,22 @@ def test_every_field_is_read():
     assert len(rows) > 80
     names = {row.path.rpartition(".")[2] for row in rows} - {"kind"}  # read by the registry of kinds
     assert sorted(name for name in names if not re.search(rf"\.{name}\b", source)) == []
+
+
+@pytest.mark.parametrize("stage", [stage0, stage1, stage2])
+@pytest.mark.parametrize("preset", ["tiny", "smollm2", "llama2_7b"])
+def test_every_field_can_be_set_on_the_command_line(stage, preset):
+    """ml_collections takes no option for a field that a configuration leaves to its default."""
+
+    def names(section):
+        return {
+            f"{name}.{below}" if below else name
+            for name, value in section.items()
+            for below in (names(value) if isinstance(value, dict) else [""])
+        }
+
+    values = stage.get_config(preset)
+    assert names(values.to_dict()) == names(to_dict(runs.read_config(values)))
 
 
 def test_every_field_is_described():
