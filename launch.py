@@ -188,7 +188,7 @@ def _print_help() -> None:
     print(__doc__)
     for flag in sorted(flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]), key=lambda flag: flag.name):
         print(f"  --{flag.name}: {flag.help}")
-    for title, cls in (("stage1.py, stage2.py", Config), ("evaluate.py", EvaluationConfig)):
+    for title, cls in (("stage0.py, stage1.py, stage2.py", Config), ("evaluate.py", EvaluationConfig)):
         print(f"\nFields of configs/{title}:")
         for row in field_table(cls):
             default = f", default {row.default}" if row.default else ""

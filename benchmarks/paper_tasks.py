@@ -4,9 +4,11 @@ r"""The paper's tasks on real molecules: their data, and scores of several model
     make assistant DATA=$(cat data/paper/mixture.txt)
     python -m benchmarks.paper_tasks score --tasks data/paper --output runs/paper_tasks --model both=runs/stage2-smollm2
 
-DIR holds chebi20/, property/ and pubchem324k/ as tables. What is trained on shows no molecule of a test file. `score`
-answers every test split (again, to continue), and puts chance, a constant and a random forest on Morgan fingerprints
-beside properties; that needs scikit-learn.
+DIR holds tables: chebi20/{train,valid}.tsv, pubchem324k/iupac_{train,validation,test_half}.tsv and
+description_{validation,test_half}.tsv (columns SMILES and description, without quoting), and
+property/{esol,freesolv,lipophilicity,bace,bbbp,qm9_subset}.csv. What is trained on shows no molecule of a test file.
+`score` answers every test split (again, to continue), and puts chance, a constant and a random forest on Morgan
+fingerprints beside properties; that needs scikit-learn.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from configs.evaluate import get_config
 from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.describe import group_question
+from data_pipeline.errors import DataError
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups
 from data_pipeline.jobs import Inputs, Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
@@ -133,6 +136,8 @@ def prepare_tasks(options: argparse.Namespace) -> None:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise DataError(f"there is no {path}; what DIR holds: python -m benchmarks.paper_tasks --help")
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -180,8 +180,8 @@ def field_table(cls: Any, path: str = "config") -> list[FieldRow]:
         inner = _settings_inside(hints[name])
         where = f"{path}.{name}"
         if inner:
-            for each in inner:
-                rows += field_table(each, where)
+            for each in inner:  # its kind first: what follows are the fields of that kind
+                rows += sorted(field_table(each, where), key=lambda row: row.path != f"{where}.kind")
         else:
             default = "" if info.is_required() else repr(info.default)
             rows.append(FieldRow(where, _legal(hints[name], info.metadata), default, info.description or ""))
@@ -216,7 +216,7 @@ def _type_name(hint: Any) -> str:
     if origin is Annotated:
         return _type_name(args[0])
     if origin is Literal:
-        return " or ".join(map(str, args))
+        return " or ".join(str(each) or '""' for each in args)
     if origin is tuple:
         return f"tuple of {' and '.join(_type_name(each) for each in args if each is not ...)}"
     if origin in (types.UnionType, typing.Union):

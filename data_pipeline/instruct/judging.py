@@ -43,7 +43,7 @@ _INSTRUCTIONS = (
 
 
 def judge(folder: epath.Path, teachers: Sequence[Teacher], count: int, seed: int, limits: Limits) -> str:
-    """Has a sample of the kept conversations rated; each judge's ratings are DIR/ratings-NAME.csv, as people's are.
+    """Has a sample of the kept conversations rated; each judge's are DIR/ratings-NUMBER-NAME.csv, as people's are.
 
     Raises DataError if there are no conversations.
     """

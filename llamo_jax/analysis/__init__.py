@@ -1,1 +1,1 @@
-"""What the paper claims, measured: one command each. Depends on models and evaluation; nothing depends on it."""
+"""What the paper claims, measured: one command each. Depends on models and evaluation; only apps depend on it."""
