@@ -34,6 +34,7 @@ from data_pipeline.logs import quiet_libraries
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import initial_arrays
+from llamo_jax.models.products import matmul
 from llamo_jax.training.config import Config
 from llamo_jax.training.flops import needed_flops, peak_flops
 from llamo_jax.training.program import batch_shape, make_program
@@ -103,7 +104,7 @@ def _peak(dtype: str) -> tuple[float, str]:
         raise ConfigError(f"no peak FLOPs are known for {kind!r}; add it to PEAK_FLOPS in llamo_jax/training/flops.py")
     size = 2048
     x = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(matmul)  # as the model multiplies
     product(x, x).block_until_ready()
     best = min(_seconds(lambda: product(x, x).block_until_ready()) for _ in range(15))
     return 2 * size**3 / best, "measured"
