@@ -63,6 +63,8 @@ def _read_smi(path: Path, options: TableOptions, say: Callable[[str], Any]) -> I
         if isinstance(line, BadRow):
             yield line
             continue
+        if not line.strip():
+            continue
         smiles, *rest = line.split(None, 1)
         if number or not re.match(r"(canonical_?)?smiles\b", line, re.IGNORECASE):
             yield {"smiles": smiles, "name": rest[0].strip() if rest else ""}

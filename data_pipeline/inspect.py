@@ -59,7 +59,9 @@ def describe_examples(folder: epath.Path, manifest: dict[str, Any], count: int) 
 
 
 def _example(split: str, number: int, record: Record, encoder: PromptEncoder) -> str:
-    encoded = next(iter(encoder.encode([record])))
+    (encoded,) = encoder.encode_each([record])
+    if encoded is None:
+        return f"{split} {number}: refused by the prompt style"
     pieces: list[str] = []
     for kind, group in itertools.groupby(range(len(encoded.tokens)), key=lambda at: _kind(encoded, at)):
         places = list(group)

@@ -130,6 +130,8 @@ def prepare_rows(
         "settings": _identity(settings),
         "sources": list(sources),
     }
+    if settings.task in shards.SPLIT_CHANGED:
+        identity["split_version"] = shards.SPLIT_VERSION
     folder = epath.Path(folder)
     if is_done(folder, identity):
         return storage.read_json(folder / "manifest.json")
@@ -284,6 +286,9 @@ def _cut(
         """The rows and their JSON; what is wrong with a file as a whole ends the job here."""
         for cut in watched(rows(), desc="reading", unit=" rows"):
             counts[cut.file] += 1
+            known = found[cut.file]
+            if known is not None and isinstance(cut.row, dict) and not cut.row.keys() <= set(known):
+                found[cut.file] = [*known, *(name for name in cut.row if name not in known)]  # rows of JSON may differ
             if len(first[cut.file]) < _FIRST_ROWS and not isinstance(cut.row, BadRow):
                 first[cut.file].append(cut.row)
                 if len(first[cut.file]) == 1:

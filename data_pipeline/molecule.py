@@ -115,19 +115,35 @@ def parse_smiles(smiles: str) -> Chem.Mol:
     return mol
 
 
+def flat(smiles: str) -> str:
+    """Canonical SMILES without stereochemistry or isotopes, as records have them; raises InvalidMoleculeError."""
+    mol = parse_smiles(smiles)
+    with _refused(smiles), quiet_rdkit():
+        return Chem.MolToSmiles(mol, isomericSmiles=False)
+
+
 _SELFIES_ONLY = re.compile(r"\[(?:[=#/\\]?(?:B|C|N|O|S|P|F|Cl|Br|I)|[=#/\\][^\]]+|[=#/\\]?(?:Branch|Ring)\d|nop)\]")
+
+_SMILES_ONLY = re.compile(r"(?!nop)[a-z].*|\d*[A-Z][a-z]?(@{0,2}H([+-].*)?|H[234])")
+"""Tokens that SELFIES lacks: aromatic atoms, hydrogens without a number, and several of them on a neutral atom."""
 
 
 def is_selfies(text: str) -> bool:
     """Whether a text is SELFIES: nothing but tokens in brackets, one right after another, some of which SMILES lack.
 
-    [C][C][O] would be a SMILES too, of carbon atoms without any hydrogen; nobody writes that.
+    [C][C][O] would be a SMILES too, of carbon atoms without any hydrogen; nobody writes that. [CH3][I] is one: programs
+    write it, and chemists' atom maps leave it behind. [Br][Br] is both, and the same molecule.
 
     >>> is_selfies("[C][C][O]"), is_selfies("[Na+].[Cl-]"), is_selfies("[13CH3][13CH3]"), is_selfies("[C]")
     (True, False, False, False)
+    >>> is_selfies("[CH3][I]"), is_selfies("[Br][Br]"), is_selfies("[C][C][NH3+1]"), is_selfies("[C][C@@H1][F]")
+    (False, False, True, True)
     """
     text = text.strip()
     if "][" not in text or not re.fullmatch(r"(\[[^\[\]]+\])+(\.(\[[^\[\]]+\])+)*", text):
+        return False
+    tokens = re.findall(r"\[([^\[\]]+)\]", text)
+    if any(map(_SMILES_ONLY.fullmatch, tokens)) or set(tokens) <= {"F", "Cl", "Br", "I"}:
         return False
     return _SELFIES_ONLY.search(text) is not None
 

@@ -10,7 +10,13 @@ import numpy as np
 from data_pipeline.batch import EncodedConversation, GraphArrays
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError, PromptError
-from data_pipeline.tokenizer import ChatTokenizer, HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer
+from data_pipeline.tokenizer import (
+    TEMPLATE_SETTINGS,
+    ChatTokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    TextTokenizer,
+)
 
 PROMPT_VERSION = 1
 """Raise when the same conversation gets other tokens; measured token lengths are keyed by it."""
@@ -265,11 +271,16 @@ class PromptEncoder:
             self._show_smiles,
             self.num_graph_tokens,
             *([] if self.show_graph else ["no graphs"]),
+            *([TEMPLATE_SETTINGS] if self._style_name == "chat_template" and self._asks_for_settings() else []),
         )
         if self._style_name == "chat_template" and isinstance(self.tokenizer, SentencePieceTokenizer):
             # not in its own
             return _digest((*parts, self.tokenizer.chat_template, self.tokenizer.space_after_control))
         return _digest(parts)
+
+    def _asks_for_settings(self) -> bool:
+        template = str(getattr(self.tokenizer, "chat_template", ""))
+        return any(name in template for name in TEMPLATE_SETTINGS)
 
     def _layout(self, conversation: Conversation) -> Iterator[Piece]:
         pieces = self._style(conversation, self._show_smiles, self.tokenizer)

@@ -32,6 +32,7 @@ from data_pipeline.errors import WorkerError
 from data_pipeline.examples import Refused, examples_of
 from data_pipeline.files import BadRow
 from data_pipeline.lengths import measured
+from data_pipeline.molecule import flat
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, record_features, record_size, serialize
 from data_pipeline.subprocesses import start_module
@@ -146,8 +147,11 @@ class Shard(NamedTuple):
     digests: list[int]
 
 
-def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int], None]) -> Shard:
-    """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried."""
+def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable[[int | None], None]) -> Shard:
+    """The records of a chunk; `skip` gives a reason of rejection for rows, by index, that must not be tried.
+
+    on_row: is told of every row before it is read, and with None that all are.
+    """
     work = epath.Path(job.work)
     serialized, sizes, rejected, lengths, missing, digests = shard = Shard({}, {}, [], {}, Counter(), [])
     records: dict[str, list[Record]] = {}
@@ -171,6 +175,7 @@ def make_shard(job: ShardJob, chunk: int, skip: dict[int, str], on_row: Callable
             serialized.setdefault(split, []).append(serialize(found))
             sizes.setdefault(split, []).append(record_size(found))
             records.setdefault(split, []).append(found)
+    on_row(None)
     if job.prompt is not None:
         encoder = _encoder(*job.prompt)
         lengths.update({split: measured(group, encoder).tolist() for split, group in records.items()})
@@ -201,23 +206,46 @@ def write_record_file(path: epath.Path, examples: list[bytes], file_format: str)
         storage.copy(local, partial)
 
 
+SPLIT_VERSION = 2
+"""Raised when conversations of these tasks come into other splits than before."""
+SPLIT_CHANGED = ("forward_reaction", "molecule_generation", "instruction")
+
+
 def _split_of(conversation: Conversation, key: str, job: ShardJob) -> str:
-    """Training, or held out: by the scaffold of the first molecule (its SMILES where there is none), or by the row."""
+    """Training, or held out: by the scaffolds of its molecules (see `_families`), or by the row.
+
+    Of several molecules, one that is held out is enough: the training set shows none of those.
+    """
     if not any(job.fractions.values()):
         return "train"
-    text = conversation.smiles[0] if conversation.smiles else conversation.messages[-1].content
-    if job.split == "random":
-        text = f"row {key}"
-    else:
-        with contextlib.suppress(ValueError, RuntimeError):  # not a molecule: a text-only conversation
-            text = murcko_scaffold(text) or text
+    families = [f"row {key}"] if job.split == "random" else _families(conversation, job.task)
     # a hash, not a random number: the same scaffold is held out in every chunk, on every machine, in every run
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    places = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64 for text in families]
+    begin = 0.0
+    found = dict.fromkeys(places, "train")
     for split, fraction in job.fractions.items():
-        if place < fraction:
-            return split
-        place -= fraction
-    return "train"
+        found |= {place: split for place in places if begin <= place < begin + fraction}
+        begin += fraction
+    order = ("test", *job.fractions, "train")  # what is held out for the last comes first
+    return min(found.values(), key=order.index)
+
+
+def _families(conversation: Conversation, task: str) -> list[str]:
+    """What decides about a conversation's split: each molecule's scaffold, its flat SMILES where it has no ring.
+
+    Of reactions the product's alone: a solvent is in half of them. Of generated molecules the answer's. Without a
+    molecule all that is said: an answer may be but a yes.
+    """
+    molecules = conversation.smiles
+    if task in ("forward_reaction", "molecule_generation"):
+        molecules = (flat(conversation.messages[-1].content),)
+    found = []
+    for smiles in molecules:
+        scaffold = ""
+        with contextlib.suppress(ValueError, RuntimeError):
+            scaffold = murcko_scaffold(smiles)
+        found.append(scaffold or smiles)
+    return found or [json.dumps(conversation.messages)]
 
 
 class Worker:
@@ -338,8 +366,11 @@ def _serve(row_file: int) -> None:
             job = ShardJob.from_json(task["job"])
             rows = 0
 
-            def on_row(index: int, limit: float = job.time_limit) -> None:
+            def on_row(index: int | None, limit: float = job.time_limit) -> None:
                 nonlocal rows
+                if index is None:  # lengths of a whole chunk are no row's time
+                    signal.setitimer(signal.ITIMER_PROF, 0)
+                    return
                 rows = index + 1
                 if os.getppid() != parent:
                     os._exit(1)
@@ -352,7 +383,6 @@ def _serve(row_file: int) -> None:
             skip = {int(index): reason for index, reason in task["skip"].items()}
             try:
                 shard = make_shard(job, task["chunk"], skip, on_row)
-                signal.setitimer(signal.ITIMER_PROF, 0)
                 write_shard(epath.Path(job.work), task["chunk"], shard, job.file_format)
                 answer: dict[str, Any] = {"rows": rows, "done": True}
             except OSError as error:

@@ -125,9 +125,8 @@ def text_lines(
     with open_file(path) as file:
         while True:
             data = file.read(_CHUNK)
-            first, *rest = decoder.decode(data, final=not data).split(newline)
-            for part in (first, *rest):
-                if part is not first:  # an end of line stood before it
+            for place, part in enumerate(decoder.decode(data, final=not data).split(newline)):
+                if place:  # an end of line stood before it
                     yield ended("".join(waiting))
                     waiting, size = [], 0
                 size += len(part)

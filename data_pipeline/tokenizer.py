@@ -173,6 +173,12 @@ def _tried_template(text: str) -> None:
     render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **special)
 
 
+TEMPLATE_SETTINGS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+"""What templates ask for beside the messages: Llama-3.1's and 3.2's for the day, which would change prompts overnight
+(this is their own default), Qwen3's for whether the answer that is asked for begins with thoughts, as none does that
+is trained."""
+
+
 def _rendered(
     template: str | None, messages: Sequence[dict[str, str]], add_generation_prompt: bool, special: Mapping[str, Any]
 ) -> str:
@@ -187,7 +193,11 @@ def _rendered(
 
     try:
         rendered: Any = render_jinja_template(
-            [list(messages)], chat_template=template, add_generation_prompt=add_generation_prompt, **special
+            [list(messages)],
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            **TEMPLATE_SETTINGS,
+            **special,
         )
     except Exception as error:  # whatever the template raises, such as "roles must alternate"
         raise PromptError(f"refused by the chat template: {str(error).splitlines()[0]}") from None

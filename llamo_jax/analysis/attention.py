@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 from jax import Array
 
@@ -31,7 +32,7 @@ from data_pipeline.embedded import prepare_embedded
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
 from data_pipeline.mol_graph import read_mol
-from data_pipeline.molecule import parse_smiles
+from data_pipeline.molecule import featurize, parse_smiles
 from data_pipeline.motifs import motif_atoms
 from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
@@ -142,14 +143,35 @@ def _weights(model: LLaMo, batch: Batch) -> tuple[Array, dict[str, Any]]:
 
 
 @jax.jit
-def _log_likelihood(model: LLaMo, batch: Batch, kept: Array) -> Array:
-    """Of a batch's targets, summed, when the projector sees those atoms alone whose entry of `kept`, [N], is 1."""
+def _log_likelihood(model: LLaMo, batch: Batch, kept: Array, kept_motifs: Array | None = None) -> Array:
+    """Of a batch's targets, summed, when the projector sees those atoms alone whose entry of `kept`, [N], is 1.
+
+    kept_motifs: the same of motifs, [M]; None: all. What is not kept is padding to the projector: no softmax has it.
+    """
     levels = model.graph_encoder(batch.molecules.atoms)
-    tokens, _ = model.projector(levels * kept[None, None, :, None], batch.molecules)
+    atoms, order = _moved(batch.molecules.atoms, kept)
+    motifs = batch.molecules.motifs
+    if kept_motifs is not None:
+        motifs, places = _moved(motifs, kept_motifs)
+        motifs = motifs._replace(nodes=motifs.nodes[:, places])
+    tokens, _ = model.projector(levels[:, :, order], batch.molecules._replace(atoms=atoms, motifs=motifs))
     hidden = model.language_model(model.splice(batch, tokens), batch.positions, batch.segments)
     log_probabilities = jax.nn.log_softmax(model.language_model.logits(hidden))
     chosen = jnp.take_along_axis(log_probabilities, batch.targets[..., None], axis=-1)[..., 0]
     return jnp.sum(jnp.where(batch.target_mask, chosen, 0))
+
+
+def _moved(graphs: jraph.GraphsTuple, kept: Array) -> tuple[jraph.GraphsTuple, Array]:
+    """One shard's graphs without the nodes that are not kept, and the order of nodes: the others stand at the end.
+
+    Nodes themselves are left to the caller, and edges are not moved along.
+    """
+    slots = graphs.n_node.shape[1]
+    owner = jnp.repeat(jnp.arange(slots), graphs.n_node[0], total_repeat_length=kept.shape[0])
+    padding = jraph.get_number_of_padding_with_graphs_graphs(jax.tree.map(lambda x: x[0], graphs))
+    owner = jnp.where(kept > 0, owner, slots - padding)
+    order = jnp.argsort(owner, stable=True)
+    return graphs._replace(n_node=jnp.bincount(owner, length=slots)[None].astype(graphs.n_node.dtype)), order
 
 
 def faithfulness(
@@ -157,31 +179,49 @@ def faithfulness(
 ) -> dict[str, Any]:
     """Nats of log-likelihood that answers lose, without the most attended atoms and without random ones.
 
-    share: of a molecule's atoms, at least one. Random ones: the mean of five draws. Intervals over molecules.
+    Motifs go with their atoms. share: of a molecule's atoms, at least one and not all: single atoms are left out, as
+    are molecules whose atoms stand in another order than in their SMILES, since motifs are those of the latter.
+    Random ones: the mean of five draws. Intervals over molecules.
     """
     rng = np.random.default_rng(seed)
     losses: dict[str, list[float]] = {"most_attended": [], "random": []}
     for record in watched(records, desc="molecules", unit="molecule"):
-        atoms = motif_atoms(read_mol(parse_smiles(record.conversation.smiles[0])))
-        attention = attend(model, encoder, record).of_atoms(atoms).sum(axis=0)
+        smiles, graph = record.conversation.smiles[0], record.graphs[0]
+        here = featurize(smiles)
+        if len(graph.atoms) < 2 or not all(
+            np.array_equal(a, b) for a, b in ((here.atoms[:, 0], graph.atoms[:, 0]), (here.senders, graph.senders))
+        ):
+            continue
+        members = motif_atoms(read_mol(parse_smiles(smiles)))
+        attention = attend(model, encoder, record).of_atoms(members).sum(axis=0)
         batch = single_batch(encoder.encode([record])[0])
         count = max(1, round(share * len(attention)))
-        slots = batch.molecules.atoms.nodes.shape[1]
+        slots, motif_slots = (graphs.nodes.shape[1] for graphs in batch.molecules)
 
-        def lost(hidden: np.ndarray, batch: Batch = batch, slots: int = slots) -> float:
-            kept = np.ones(slots, np.float32)
-            whole = _log_likelihood(model, batch, kept)
+        def lost(
+            hidden: np.ndarray,
+            batch: Batch = batch,
+            slots: int = slots,
+            motif_slots: int = motif_slots,
+            members: Sequence[Sequence[int]] = members,
+        ) -> float:
+            kept, kept_motifs = np.ones(slots, np.float32), np.ones(motif_slots, np.float32)
+            whole = _log_likelihood(model, batch, kept, kept_motifs)
             kept[hidden] = 0
-            return float(whole - _log_likelihood(model, batch, kept))
+            kept_motifs[[motif for motif, atoms in enumerate(members) if set(atoms) & set(hidden.tolist())]] = 0
+            return float(whole - _log_likelihood(model, batch, kept, kept_motifs))
 
         losses["most_attended"].append(lost(np.argsort(-attention)[:count]))
         draws = [lost(rng.permutation(len(attention))[:count]) for _ in range(5)]
         losses["random"].append(float(np.mean(draws)))
     values = {name: np.array(each) for name, each in losses.items()}
     values["difference"] = values["most_attended"] - values["random"]
-    found = intervals.intervals(len(records), {name: intervals.mean(each) for name, each in values.items()})
+    count = len(values["random"])
+    if not count:
+        raise ConfigError("no molecule to hide atoms of; give others with --data")
+    found = intervals.intervals(count, {name: intervals.mean(each) for name, each in values.items()})
     scores = {name: {"mean": float(each.mean()), "interval": found[name]} for name, each in values.items()}
-    return {"molecules": len(records), "share_of_atoms": share, **scores}
+    return {"molecules": count, "share_of_atoms": share, **scores}
 
 
 def words_of(tokens: Sequence[str]) -> list[tuple[str, list[int]]]:

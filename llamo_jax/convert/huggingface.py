@@ -183,6 +183,8 @@ def read_language_model(folder: Path) -> tuple[DecoderConfig, dict[str, Any], di
     except ConfigError as error:
         raise ConfigError(f"{folder}/config.json: {error}") from None
     tensors = without_dead(read_folder(folder))
+    if config.tie_embeddings and "model.embed_tokens.weight" not in tensors and "lm_head.weight" in tensors:
+        tensors["model.embed_tokens.weight"] = tensors.pop("lm_head.weight")  # as safetensors names a shared matrix
     if config.tie_embeddings and "lm_head.weight" in tensors:  # some checkpoints hold the one matrix twice
         if not np.array_equal(tensors["lm_head.weight"][...], tensors["model.embed_tokens.weight"][...]):
             raise WeightsError(f"{folder}: tie_word_embeddings is set, but lm_head.weight is another matrix")
@@ -200,6 +202,7 @@ def write_config(config: DecoderConfig, source: Mapping[str, Any] | None, dtype:
     family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
     name = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[family]
     hf = dict(source or {"model_type": family, "architectures": [name], "hidden_act": "silu"})
+    hf.pop("dtype", None)  # the newer name of torch_dtype, of the model it was made from
     hf |= {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     hf |= {
         "num_key_value_heads": config.num_kv_heads,

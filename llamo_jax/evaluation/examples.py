@@ -78,12 +78,16 @@ def _from_file(
 ) -> Iterator[Record]:
     if task not in TASKS:
         raise DataError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    read = None
+    rows = []
     for row in read_rows(path, table):
         if isinstance(row, BadRow):
             rejected[row.reason] += 1
-            continue
-        read = read or TASKS[task](list(row), columns)
+        else:
+            rows.append(row)
+    if not rows:
+        return
+    read = TASKS[task](list(dict.fromkeys(name for row in rows for name in row)), columns)  # rows of JSON may differ
+    for row in rows:
         for found in examples_of(read, row, featurized_safely):
             if isinstance(found, Record):
                 yield found

@@ -3,6 +3,7 @@
 OPSIN is a Java program, which the package py2opsin (extra `[opsin]`) brings and runs.
 """
 
+import contextlib
 import importlib.util
 import shutil
 import tempfile
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rdkit import Chem
 
 from data_pipeline.errors import DataError
+from data_pipeline.molecule import InvalidMoleculeError, flat, parse_smiles
 from llamo_jax.evaluation import intervals
 from llamo_jax.evaluation.molecules import compare
 
@@ -43,10 +46,11 @@ def structure_scores(predictions: Sequence[str], smiles: Sequence[str], targets:
     """valid: share of names that are a molecule; structure: that are the right one; morgan: their mean similarity.
 
     morgan counts names that are none as 0. target_structure: `structure` of the targets, what can be reached. Compared
-    by InChI, stereochemistry included, with the molecules that were to be named.
+    by InChI with the molecules that were to be named: with stereochemistry and isotopes where their SMILES have any, as
+    prepared records have not.
     """
     read = name_to_smiles([*predictions, *targets])
-    pairs = [compare(ours, theirs) for ours, theirs in zip(read, [*smiles, *smiles], strict=True)]
+    pairs = [compare(_as_detailed(ours, theirs), theirs) for ours, theirs in zip(read, [*smiles, *smiles], strict=True)]
     pairs, of_targets = pairs[: len(predictions)], pairs[len(predictions) :]
     columns = {
         "valid": np.array([pair.valid for pair in pairs], float),
@@ -60,3 +64,11 @@ def structure_scores(predictions: Sequence[str], smiles: Sequence[str], targets:
             len(pairs), {name: intervals.mean(values) for name, values in columns.items()}
         ),
     }
+
+
+def _as_detailed(smiles: str, reference: str) -> str:
+    """The molecule without stereochemistry and isotopes if the reference has none; what is no molecule as it is."""
+    with contextlib.suppress(InvalidMoleculeError):
+        if flat(reference) == Chem.MolToSmiles(parse_smiles(reference)):
+            return flat(smiles)
+    return smiles

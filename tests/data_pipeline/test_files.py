@@ -119,6 +119,24 @@ def test_bad_rows_are_single_rows(tmp_path, monkeypatch):
     assert reasons == ["", "not JSON", "not a JSON object", "longer than 65,536 bytes", ""]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("aC", max_size=3)), st.integers(1, 5))
+def test_lines_are_lines_wherever_a_read_ends(tmp_path_factory, lines, chunk):
+    """Also where a piece is the same object as the one before it, as Python's empty and short strings are."""
+    path = tmp_path_factory.mktemp("lines") / "a.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_CHUNK", chunk)
+        assert list(tables.text_lines(path, lambda at: at.open("rb"), "utf-8", "\n")) == lines
+
+
+def test_smi_files(tmp_path):
+    (tmp_path / "a.smi").write_text("C\nCC\nC\n\nCCN amine\n  \n")
+    assert [(row["smiles"], row["name"]) for row in rows_of(tmp_path / "a.smi")] == [
+        ("C", ""), ("CC", ""), ("C", ""), ("CCN", "amine")
+    ]  # fmt: skip
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["csv", "tsv", "jsonl"]), st.binary(max_size=300))
 def test_any_bytes_are_rows_or_a_clear_error(tmp_path_factory, suffix, content):

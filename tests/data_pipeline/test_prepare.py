@@ -1,5 +1,6 @@
 """Preparation as a job: restartable, parallel, and proof against molecules that crash or stall."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -184,6 +185,65 @@ def test_validation_has_scaffolds_that_training_has_not(tmp_path):
     assert len(split_of) == len(scaffolds) + 6
     assert {len(splits) for splits in split_of.values()} == {1}
     assert {split for splits in split_of.values() for split in splits} == {"train", "validation"}
+
+
+def splits_of(folder):
+    """Split → its records."""
+    return {split: list(read_records(folder, split)) for split in read_manifest(folder)["splits"]}
+
+
+def test_a_reaction_is_held_out_by_its_product(tmp_path):
+    """The solvent, which stands first, is in every row."""
+    table = tmp_path / "rows.csv"
+    rings = ("c1ccccc1", "c1ccncc1", "C1CCCCC1", "c1ccc2ccccc2c1", "c1ccoc1", "c1ccsc1", "C1CCNCC1", "c1cc[nH]c1")
+    lines = [f"C1CCOC1.{'C' * (n % 4 + 1)}{rings[n % 8]}>>{'C' * (n % 4 + 2)}{rings[n % 8]}" for n in range(160)]
+    table.write_text("\n".join(["reaction", *lines]) + "\n")
+    settings = Settings(task="forward_reaction", tokens_per_row=128, validation_fraction=0.4)
+    jobs.prepare({None: [table]}, tmp_path / "data", settings)
+    found = splits_of(tmp_path / "data")
+    products = {
+        split: {murcko_scaffold(r.conversation.messages[-1].content) for r in records}
+        for split, records in found.items()
+    }
+    assert len(found) == 2
+    assert not products["train"] & products["validation"]
+    assert all(record.conversation.smiles[0] == "C1CCOC1" for records in found.values() for record in records)
+
+
+def test_what_is_held_out_is_in_no_conversation_about_several(tmp_path):
+    """Nor do conversations without a molecule go by their answers, which may be but yes and no."""
+    chains = ["C" * length + end for length in range(1, 13) for end in ("O", "N", "S", "F")]
+    rng = random.Random(0)
+    turns = [{"role": "user", "content": "Alike?"}, {"role": "assistant", "content": "No."}]
+    rows = [{"smiles": rng.sample(chains, 2), "messages": turns} for _ in range(300)]
+    rows += [{"smiles": chain, "messages": turns} for chain in chains]
+    asked = [[{"role": "user", "content": f"Is {number} even?"}, {"role": "assistant", "content": answer}]
+             for number, answer in ((n, "No." if n % 2 else "Yes.") for n in range(80))]  # fmt: skip
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in [*({"messages": turn} for turn in asked), *rows]))
+    settings = Settings(task="instruction", tokens_per_row=128, validation_fraction=0.2, test_fraction=0.2)
+    manifest = jobs.prepare({None: [table]}, tmp_path / "data", settings)
+    assert sum(manifest["splits"].values()) == 428
+    found = splits_of(tmp_path / "data")
+    homes = {r.conversation.smiles[0]: split for split, records in found.items() for r in records if len(r.graphs) == 1}
+    assert len(homes) == len(chains)  # the first row, which shows no molecule, does not tell all columns
+    for split, records in found.items():
+        order = ("train", "validation", "test")
+        for record in records:
+            if len(record.graphs) == 2:
+                assert split == max((homes[smiles] for smiles in record.conversation.smiles), key=order.index)
+        answers = {r.conversation.messages[-1].content for r in records if not r.graphs}
+        assert answers == {"Yes.", "No."}
+
+
+def test_lengths_are_no_rows_time(tmp_path, monkeypatch):
+    """Nor the loading of a tokenizer: the limit of the last row ends before."""
+    _, job = make_job(tmp_path, [{"smiles": "CCO", "text": "a"}, {"smiles": "O", "text": "b"}])
+    told = []
+    monkeypatch.setattr(shards, "_encoder", lambda *_: told.append("encoder"))
+    monkeypatch.setattr(shards, "measured", lambda records, _: np.zeros((len(records), 3), np.int32))
+    shards.make_shard(dataclasses.replace(job, prompt=("nowhere", 28, "plain", True)), 0, {}, told.append)
+    assert told == [0, 1, None, "encoder"]
 
 
 def test_what_is_finished_outlives_a_late_failure(table, undisturbed, tmp_path, monkeypatch):

@@ -199,6 +199,29 @@ def test_chat_templates_keep_messages_text(template):
         encoder.encode([(Conversation((), TURNS), ())])
 
 
+def test_prompts_depend_on_nothing_but_the_conversation():
+    """Neither on the day, nor on thoughts: the same precedes an answer that is learned and one that is asked for."""
+    thinking = (
+        "{{ strftime_now('%d') if date_string is not defined else date_string }}" + QWEN2.replace(
+            "{% for message in messages %}",
+            "{% for message in messages %}{% set thought = '<think></think>' if message.role == 'assistant' else '' %}",
+        ).replace("+ message['content']", "+ thought + message['content']").replace(
+            "assistant\n' }}",
+            "assistant\n' + ('<think></think>' if enable_thinking is defined and not enable_thinking else '') }}")
+    )  # fmt: skip
+    encoder, tokenizer = chat_encoder(QWEN2)
+    plain = encoder.fingerprint()
+    tokenizer.chat_template = thinking
+    question, answer = Message("user", "Is it?"), Message("assistant", "no")
+    learned, asked = encoder.encode([(Conversation((), (question, answer)), ()), (Conversation((), (question,)), ())])
+    first = int(np.flatnonzero(learned.is_target)[0])
+    assert learned.tokens[:first].tolist() == asked.tokens.tolist()
+    text = tokenizer.decode(asked.tokens)
+    assert text.startswith("26 Jul 2024")
+    assert text.endswith("<think></think>")
+    assert encoder.fingerprint() != plain
+
+
 @pytest.fixture(scope="module")
 def encoders():
     plain = train_tokenizer(["User: describe C=O\nAssistant: it is small"] * 3, 300)

@@ -212,6 +212,9 @@ def test_selfies_become_smiles():
     assert found.smiles == ("CCO", "C")
     (found,) = TASKS["molecule_generation"](["smiles", "text"], Columns())({"smiles": "[O][C]", "text": "x"})
     assert turn(found)[1] == "CO"
+    reaction = {"reaction": "[CH3:1][I:2].[Br:5][Br:6]>[CH3:3][Mg:4][Br:7]>[CH3:1][CH2:3][I:2]"}  # maps, not SELFIES
+    (found,) = TASKS["forward_reaction"](["reaction"], Columns())(reaction)
+    assert [parse_smiles(smiles).GetNumAtoms() for smiles in found.smiles] == [2, 2, 3]
     with pytest.raises(RowError, match="not readable as SELFIES"):
         read({"smiles": "[C][Unknown][O]", "text": "x"})
     with pytest.raises(InvalidMoleculeError, match="this is SELFIES"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from data_pipeline.batch import GraphArrays, MoleculeGraphs
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.mol_graph import read_mol
 from data_pipeline.molecule import parse_smiles
@@ -91,6 +92,28 @@ def test_likelihood_without_atoms(loaded, record):
     padding = float(attention._log_likelihood(model, batch, jnp.ones(slots).at[13:].set(0)))
     assert padding == whole
     assert float(attention._log_likelihood(model, batch, jnp.ones(slots).at[:13].set(0))) != whole
+
+
+def test_hidden_atoms_are_as_if_they_were_not_there(loaded, record):
+    """To the projector: its softmax has fewer items, and motifs of theirs are none."""
+    model, generator = loaded
+    (encoded,) = generator.encoder.encode([record])
+    batch = jax.tree.map(jnp.asarray, attention.single_batch(encoded))
+    (graph,), rest, motif = record.graphs, np.arange(2, 11), 1
+    fewer = MoleculeGraphs.from_graphs(
+        [GraphArrays(graph.atoms[rest], graph.bonds[:0], graph.senders[:0], graph.receivers[:0], graph.motifs[[motif]])]
+    )
+    levels = model.graph_encoder(batch.molecules.atoms)[:, :, rest]
+    levels = jnp.pad(levels, ((0, 0), (0, 0), (0, fewer.atoms.nodes.shape[1] - len(rest)), (0, 0)))
+    tokens, _ = model.projector(levels, fewer)
+    hidden = model.language_model(model.splice(batch, tokens), batch.positions, batch.segments)
+    likelihoods = jax.nn.log_softmax(model.language_model.logits(hidden))[0]
+    targets = np.flatnonzero(batch.target_mask[0])
+    expected = float(likelihoods[targets, batch.targets[0, targets]].sum())
+
+    kept, kept_motifs = (np.zeros(graphs.nodes.shape[1], np.float32) for graphs in batch.molecules)
+    kept[rest] = kept_motifs[motif] = 1
+    assert float(attention._log_likelihood(model, batch, kept, kept_motifs)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_words():

@@ -106,6 +106,27 @@ def test_families_equal_transformers(tmp_path, ids, family):
     np.testing.assert_allclose(got, torch_logits(model, ids), atol=2e-5)
 
 
+def test_a_shared_matrix_may_have_either_name(tmp_path, ids):
+    """safetensors keeps the first of its names, transformers the embedding's."""
+    model = torch_model("tied")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    config, arrays, _ = huggingface.read_language_model(tmp_path)
+    np.testing.assert_allclose(
+        our_logits(config, huggingface.NO_LORA, arrays, ids), torch_logits(model, ids), atol=2e-5
+    )
+
+
+def test_the_dtype_of_an_export_is_its_own():
+    config = huggingface.decoder_config({**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5})
+    source = {"model_type": "llama", "dtype": "bfloat16", "torch_dtype": "bfloat16", "hidden_act": "silu"}
+    written = huggingface.write_config(config, source, np.dtype("float32"))
+    assert written["torch_dtype"] == "float32"
+    assert "dtype" not in written
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

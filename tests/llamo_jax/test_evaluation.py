@@ -439,6 +439,16 @@ def test_iupac_names_are_read_as_structures():
     assert got["intervals"]["valid"][0] < 0.75 < got["intervals"]["valid"][1]
 
 
+@pytest.mark.skipif(shutil.which("java") is None, reason="OPSIN is a Java program")
+def test_names_say_more_than_flat_molecules():
+    """Prepared records have no stereochemistry: a name's is neither right nor wrong there."""
+    rows = [{"prediction": name, "target": "(2S)-2-aminopropanoic acid", "smiles": ["CC(N)C(=O)O"]}
+            for name in ("(2R)-2-aminopropanoic acid", "2-aminopropanoic acid", "3-aminopropanoic acid")]  # fmt: skip
+    got = score("iupac_name", rows, WORDS)["structures"]
+    assert got["target_structure"] == 1.0
+    assert got["structure"] == pytest.approx(2 / 3)
+
+
 def test_without_java_names_stay_words(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     got = score("iupac_name", named(), WORDS)
