@@ -31,6 +31,7 @@ from llamo_jax.evaluation.answers import number_in, yes_in
 from llamo_jax.evaluation.baselines import BASELINES, baseline_scores
 from llamo_jax.evaluation.config import EvaluationConfig
 from llamo_jax.evaluation.run import evaluate
+from llamo_jax.evaluation.scores import asked_about
 
 CLASSES = {"property_regression": False, "property_classification": True}
 """Tasks that ask for properties, and whether answers are yes or no."""
@@ -76,14 +77,15 @@ def change(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any
     """What tuning changed, paired by question: of absolute errors, over questions that both answered with a number; of
     classes, of the share of right answers.
     """
-    pairs = [
-        (_loss(a, classes=classes), _loss(b, classes=classes))
+    losses = [
+        (a, _loss(a, classes=classes), _loss(b, classes=classes))
         for a, b in zip(before, after, strict=True)
         if a["target"] == b["target"]
     ]
-    both = np.array([(x, y) for x, y in pairs if x is not None and y is not None], float).reshape(-1, 2)
-    difference = both[:, 1] - both[:, 0]
-    interval = intervals.intervals(len(difference), {"mean": intervals.mean(difference)})["mean"]
+    pairs = [(row, y - x) for row, x, y in losses if x is not None and y is not None]
+    difference = np.array([change for _, change in pairs])
+    molecules = asked_about([row for row, _ in pairs])
+    interval = intervals.intervals(len(difference), {"mean": intervals.mean(difference)}, molecules)["mean"]
     mean = float(difference.mean()) if len(difference) else None
     return {"mean": mean, "interval": interval, "questions": len(difference)}
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,11 +104,14 @@ def by_property(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list
     return found
 
 
-def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dict[str, Any]:
+def regression_scores(
+    predictions: Sequence[str], targets: Sequence[str], molecules: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
     """mae, rmse and r2 over the answers that contain a number, and their share, `answered`.
 
     `all_rows`: the same errors over all rows, where an answer without a number counts as the mean of all targets.
-    Rows whose target has no number are left out and counted. What cannot be computed is None.
+    Rows whose target has no number are left out and counted. What cannot be computed is None. molecules: whom each row
+    asks about, where several ask about one; intervals draw molecules then.
     """
     truth = [number_in(target) for target in targets]
     kept = [index for index, value in enumerate(truth) if value is not None]
@@ -131,6 +134,7 @@ def regression_scores(predictions: Sequence[str], targets: Sequence[str]) -> dic
                 "answered": intervals.mean(answered),
                 **{f"all_rows.{name}": each for name, each in _error_statistics(x - y, y, everywhere).items()},
             },
+            None if molecules is None else [molecules[index] for index in kept],
         ),
     }
 
@@ -155,12 +159,15 @@ def _errors(x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
 
 
 def classification_scores(
-    predictions: Sequence[str], targets: Sequence[str], yes_probabilities: Sequence[float | None]
+    predictions: Sequence[str],
+    targets: Sequence[str],
+    yes_probabilities: Sequence[float | None],
+    molecules: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """accuracy, f1 (of yes) and roc_auc; an answer that is neither yes nor no is wrong, and counted.
 
     yes_probabilities: of "yes" against "no" as the answer's beginning; None where they are not known, and roc_auc is
-    None unless all are. Rows whose target is neither are left out and counted.
+    None unless all are. Rows whose target is neither are left out and counted. molecules: as in `regression_scores`.
     """
     rows = [
         (yes_in(prediction), truth, probability)
@@ -176,6 +183,7 @@ def classification_scores(
     truths = np.array([truth for _, truth, _ in rows], bool)
     said = np.array([answer is True for answer, _, _ in rows], float)
     known = len(scores) == len(rows)
+    asked = molecules and [one for one, target in zip(molecules, targets, strict=True) if yes_in(target) is not None]
     return {
         "accuracy": right / len(rows) if rows else None,
         "f1": 2 * true_positives / (claimed + positives) if claimed + positives else None,
@@ -193,6 +201,7 @@ def classification_scores(
                 "answered": intervals.mean(np.array([answer is not None for answer, _, _ in rows])),
                 **({"roc_auc": intervals.roc_auc(np.array(scores), truths)} if known else {}),
             },
+            asked,
         ),
     }
 

@@ -34,9 +34,11 @@ def baseline_scores(
         records = [record for record, place in zip(test, places, strict=True) if place]
         found[places] = predict([record for record, _ in own], np.array([value for _, value in own], float), records)
     targets = [record.conversation.messages[-1].content for record in test]
+    molecules = [record.conversation.smiles for record in test]
     if classes:
-        return classification_scores(["Yes" if value > 0.5 else "No" for value in found], targets, found.tolist())
-    return regression_scores([f"{value:.6f}" for value in found], targets)
+        answers = ["Yes" if value > 0.5 else "No" for value in found]
+        return classification_scores(answers, targets, found.tolist(), molecules)
+    return regression_scores([f"{value:.6f}" for value in found], targets, molecules)
 
 
 def chance(train: Sequence[Record], values: np.ndarray, test: Sequence[Record]) -> np.ndarray:

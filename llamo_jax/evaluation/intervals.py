@@ -3,7 +3,7 @@
 Scores are functions of weights, float64[resamples, rows]: how often each row is in each resample.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,15 +16,21 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """From weights to one value for each resample; NaN where it is not defined."""
 
 
-def intervals(rows: int, scores: Mapping[str, Statistic]) -> dict[str, list[float] | None]:
+def intervals(
+    rows: int, scores: Mapping[str, Statistic], groups: Sequence[Hashable] | None = None
+) -> dict[str, list[float] | None]:
     """[low, high] of every score; None where there are fewer than two rows, or no resample has the score.
 
-    The same rows in the same order give the same intervals.
+    groups: of each row, such as the molecule that several rows ask about; they are drawn as a whole. The same rows in
+    the same order give the same intervals.
     """
-    if rows < 2:
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(range(rows) if groups is None else groups))}
+    if len(numbers) < 2:
         return dict.fromkeys(scores)
+    members = np.array([numbers[group] for group in (numbers if groups is None else groups)])
     found: dict[str, list[np.ndarray]] = {name: [] for name in scores}
-    for weights in _weights(rows):
+    for drawn in _weights(len(numbers)):
+        weights = drawn[:, members]
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, statistic in scores.items():
                 found[name].append(statistic(weights))

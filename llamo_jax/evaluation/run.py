@@ -259,6 +259,7 @@ def _beyond(config: EvaluationConfig, generator: Generator, examples: Sequence[E
                 [answers[index][0].text for index in range(len(questions))],
                 [question.answer for question in questions],
                 yes_probabilities(generator, asked),
+                [question.conversation.smiles for question in questions],  # two about each
             ),
         }
     return found

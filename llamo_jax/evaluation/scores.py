@@ -42,9 +42,10 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
     if kind == MOLECULE:
         return molecule_scores(predictions, targets)
     if kind == NUMBER:
-        return regression_scores(predictions, targets) | _by_property(rows)
+        return regression_scores(predictions, targets, asked_about(rows)) | _by_property(rows)
     if kind == YES_NO:
-        return classification_scores(predictions, targets, [row.get("yes_probability") for row in rows])
+        yes = [row.get("yes_probability") for row in rows]
+        return classification_scores(predictions, targets, yes, asked_about(rows))
     scores = text_scores(predictions, targets, tokenizer)
     exact = np.array([p.strip() == t.strip() for p, t in zip(predictions, targets, strict=True)], float)
     scores["exact"] = float(exact.mean())
@@ -63,6 +64,12 @@ def score(task: str, rows: Sequence[Row], tokenizer: MetricTokenizer) -> dict[st
         else:
             scores |= {"structures": None, "structures_missing": iupac.MISSING}
     return scores
+
+
+def asked_about(rows: Sequence[Row]) -> list[tuple[str, ...]] | None:
+    """The molecules of each row; None where a row shows none, or all show the same: rows are what is drawn then."""
+    found = [tuple(row.get("smiles") or ()) for row in rows]
+    return found if all(found) and len(set(found)) > 1 else None
 
 
 def _by_property(rows: Sequence[Row]) -> dict[str, Any]:

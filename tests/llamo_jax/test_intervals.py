@@ -152,3 +152,25 @@ def test_the_first_screen_says_what_was_evaluated_and_how_it_went(shared_data, t
     low, high = homo["intervals"]["mae"]
     assert f"off by {homo['mae']:.3g} ({low:.3g} to {high:.3g}) Hartree on average" in page
     assert page.index("Result") < page.index("Scores")
+
+
+def test_what_is_asked_about_one_molecule_is_drawn_together():
+    """Three equal rows of each molecule tell no more than one does."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=40)
+    once = intervals.intervals(40, {"mean": intervals.mean(values)})
+    thrice = intervals.intervals(120, {"mean": intervals.mean(np.repeat(values, 3))}, np.repeat(np.arange(40), 3))
+    np.testing.assert_allclose(thrice["mean"], once["mean"])
+    narrow = intervals.intervals(120, {"mean": intervals.mean(np.repeat(values, 3))})
+    assert np.ptp(narrow["mean"]) < 0.7 * np.ptp(once["mean"])
+    assert intervals.intervals(3, {"mean": intervals.mean(np.ones(3))}, ["one"] * 3) == {"mean": None}
+    rows = [{"smiles": [f"{'C' * (i // 3 + 1)}O"], "prediction": f"{v:.3f}", "target": "0.0", "question": ""}
+            for i, v in enumerate(np.repeat(values, 3))]  # fmt: skip
+    single = [row for i, row in enumerate(rows) if i % 3 == 0]
+    got, expected = (score("property_regression", each, TOKENIZER)["intervals"] for each in (rows, single))
+    np.testing.assert_allclose(got["mae"], expected["mae"])
+    yes = [{**row, "prediction": "Yes" if i % 6 < 3 else "No", "target": "Yes"} for i, row in enumerate(rows)]
+    got, expected = (
+        score("property_classification", each, TOKENIZER)["intervals"]["accuracy"] for each in (yes, yes[::3])
+    )
+    np.testing.assert_allclose(got, expected)
