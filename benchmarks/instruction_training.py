@@ -6,8 +6,9 @@
 
 Three ways to tune on the same molecules: `conversations` as they are, `turns`: each question and its answer alone, and
 `pairs`: "Describe this molecule." and the text that people wrote of it. Every arm sees as many tokens of answers, from
-the same run of stage 1, with several seeds. All are asked about conversations whose scaffolds no arm has seen, and
-yes/no questions about functional groups of their molecules. Prints a table, and writes results.json and results.md.
+the same run of stage 1, with several seeds. All are asked about conversations whose first molecule's scaffold no arm
+has seen, and yes/no questions about functional groups of their molecules. Prints a table, and writes results.json and
+results.md.
 """
 
 import argparse

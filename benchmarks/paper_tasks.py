@@ -12,27 +12,28 @@ fingerprints beside properties; that needs scikit-learn.
 """
 
 import argparse
+import contextlib
 import csv
+import io
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from rdkit import Chem
 
 from configs.evaluate import get_config
 from data_pipeline import storage
 from data_pipeline.conversation import Message
 from data_pipeline.describe import group_question
 from data_pipeline.errors import DataError
-from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, functional_groups
+from data_pipeline.functional_groups import functional_groups
 from data_pipeline.jobs import Inputs, Runner, Settings, prepare
 from data_pipeline.logs import quiet_libraries
-from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.molecule import InvalidMoleculeError, flat, parse_smiles
 from data_pipeline.records import read_records
-from data_pipeline.tasks import Columns
+from data_pipeline.tasks import SMILES_COLUMNS, Columns
 from llamo_jax import runs
 from llamo_jax.evaluation.baselines import BASELINES, baseline_scores, forests
 from llamo_jax.evaluation.run import evaluate, read_config
@@ -123,53 +124,76 @@ def prepare_tasks(options: argparse.Namespace) -> None:
         files = {split: [tables / f"{name}.{split}.jsonl"] for split in ("train", "validation", "test")}
         inputs: Inputs = {None if split == "train" else split: paths for split, paths in files.items()}
         make(name, task, inputs, validation_fraction=0.0)
-    for name, column in REGRESSION.items():
-        columns = Columns(targets=(column,))
-        make(name, "property_regression", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
-    make("qm9", "property_regression", {None: [data / "property" / "qm9_subset.csv"]}, columns=Columns(targets=QM9))
-    for name, column in CLASSIFICATION.items():
-        columns = Columns(targets=(column,))
-        make(name, "property_classification", {None: [data / "property" / f"{name}.csv"]}, columns=columns)
+    properties = {name: (f"{name}.csv", (column,)) for name, column in (REGRESSION | CLASSIFICATION).items()}
+    for name, (file, targets) in (properties | {"qm9": ("qm9_subset.csv", QM9)}).items():
+        table = tables / f"{name}.csv"
+        storage.write_text(table, _shuffled(data / "property" / file, held_out))
+        make(name, _task(name), {None: [table]}, columns=Columns(targets=targets))
     mixture = ",".join(f"{output / name}={share}" for name, share in SHARES.items())
     (output / "mixture.txt").write_text(mixture + "\n")
     print(mixture)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, delimiter: str = "\t", quoting: Any = csv.QUOTE_NONE) -> list[dict[str, str]]:
     if not path.is_file():
         raise DataError(f"there is no {path}; what DIR holds: python -m benchmarks.paper_tasks --help")
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        return list(csv.DictReader(file, delimiter=delimiter, quoting=quoting))
+
+
+def _shuffled(path: Path, held_out: Container[str | None]) -> str:
+    """The table without molecules of a test file, its rows in random order.
+
+    Some come sorted by their labels (BACE's actives stand first), and a test split's first shall be like all of it.
+    """
+    rows = _rows(path, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+    smiles = next(name for name in rows[0] if name.lower() in SMILES_COLUMNS)
+    rows = _without(rows, held_out, path.stem, smiles)
+    random.Random(path.stem).shuffle(rows)
+    written = io.StringIO()
+    table = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return written.getvalue()
 
 
 def _canonical(smiles: str) -> str | None:
     try:
-        return Chem.MolToSmiles(parse_smiles(smiles), isomericSmiles=False)
+        return flat(smiles)
     except InvalidMoleculeError:
         return None
 
 
-def _without(rows: Sequence[dict[str, str]], molecules: set[str | None], name: str) -> list[dict[str, str]]:
-    kept = [row for row in rows if _canonical(row["SMILES"]) not in molecules]
+def _without(
+    rows: Sequence[dict[str, str]], molecules: Container[str | None], name: str, smiles: str = "SMILES"
+) -> list[dict[str, str]]:
+    kept = [row for row in rows if _canonical(row[smiles]) not in molecules]
     print(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows show molecules of a test file, and are left out")
     return kept
 
 
 def _questions(molecules: Sequence[str], split: str) -> Iterator[dict[str, Any]]:
-    """Conversations of yes/no questions about groups; the answer is a toss, and says nothing about the next one."""
+    """Conversations of yes/no questions about groups; the answer is a toss, and says nothing about the next one.
+
+    Absent groups are drawn as often as molecules have them, as in the test (llamo_jax.evaluation.questions): else a
+    common group's name alone would be a yes.
+    """
+    groups = {}
     for smiles in molecules:
-        try:
-            present = set(functional_groups(parse_smiles(smiles)))
-        except InvalidMoleculeError:
-            continue
+        with contextlib.suppress(InvalidMoleculeError):
+            groups[smiles] = set(functional_groups(parse_smiles(smiles)))
+    frequency = Counter(group for present in groups.values() for group in present)
+    for smiles, present in groups.items():
         rng = random.Random(f"{split} {smiles}")
-        sides = {"Yes": sorted(present), "No": sorted(set(FUNCTIONAL_GROUPS) - present)}
+        sides = {"Yes": sorted(present), "No": sorted(set(frequency) - present)}
         messages: list[Message] = []
         for _ in range(GROUP_QUESTIONS):
             answer = rng.choice(("Yes", "No"))
             if sides[answer]:
-                group = sides[answer].pop(rng.randrange(len(sides[answer])))
+                often = [frequency[group] if answer == "No" else 1 for group in sides[answer]]
+                (group,) = rng.choices(sides[answer], often)
+                sides[answer].remove(group)
                 messages += [Message("user", group_question(group, rng)), Message("assistant", f"{answer}.")]
         if messages:
             yield {"smiles": smiles, "messages": [message._asdict() for message in messages]}
