@@ -239,13 +239,13 @@ def _families(conversation: Conversation, task: str) -> list[str]:
     molecules = conversation.smiles
     if task in ("forward_reaction", "molecule_generation"):
         molecules = (flat(conversation.messages[-1].content),)
-    found = []
-    for smiles in molecules:
-        scaffold = ""
-        with contextlib.suppress(ValueError, RuntimeError):
-            scaffold = murcko_scaffold(smiles)
-        found.append(scaffold or smiles)
-    return found or [json.dumps(conversation.messages)]
+    return [_family(smiles) for smiles in molecules] or [json.dumps(conversation.messages)]
+
+
+def _family(text: str) -> str:
+    with contextlib.suppress(ValueError, RuntimeError):  # not a molecule
+        text = murcko_scaffold(text) or text
+    return text
 
 
 class Worker:

@@ -173,7 +173,7 @@ def _tried_template(text: str) -> None:
     render_jinja_template([turns], chat_template=template, add_generation_prompt=True, **special)
 
 
-TEMPLATE_SETTINGS = {"date_string": "26 Jul 2024", "enable_thinking": False}
+TEMPLATE_SETTINGS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
 """What templates ask for beside the messages: Llama-3.1's and 3.2's for the day, which would change prompts overnight
 (this is their own default), Qwen3's for whether the answer that is asked for begins with thoughts, as none does that
 is trained."""

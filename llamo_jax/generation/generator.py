@@ -1,6 +1,7 @@
 """Answers to conversations: prompts in, text out, while rows of a batch come and go."""
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,8 @@ class Generator:
     ):
         self.encoder = encoder
         self.decoding = _within(decoding or DecodingConfig(), encoder, definition.config.language_model.vocab_size)
-        self._definition, self._arrays = for_decoding(definition, arrays, mesh, arrays_stay=arrays_stay)
+        prepare = functools.partial(for_decoding, arrays_stay=True) if arrays_stay else for_decoding
+        self._definition, self._arrays = prepare(definition, arrays, mesh)
         self.mesh = mesh
         self._max_rows = max_rows
         self.stop_ids = (*encoder.stop_ids, *self.decoding.stop_ids)
