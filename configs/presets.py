@@ -166,7 +166,7 @@ PRESETS = {
         "from_scratch": False,
         "init_from": "models/smollm2",
         "stage1_steps": 820,
-        "stage2_steps": 400,
+        "stage2_steps": 320,
         "warmup_steps": 20,
         # a step takes 6.4 s on two CPU cores: figures after every 13 minutes
         "every_stage": {

@@ -102,9 +102,32 @@ def _mutants() -> list[Mutant]:
         ),
     )
     plant(
+        "llamo_jax/models/products.py",
+        "tests/llamo_jax/test_products.py",
+        sums_are_bfloat16=(
+            "jnp.matmul(x, matrix, preferred_element_type=jnp.float32).astype(x.dtype)",
+            "jnp.matmul(x, matrix)",
+        ),
+        inputs_of_frozen_matrices_are_kept=("x.value if matrix.perturbed else None", "x.value"),
+        the_matrix_is_not_transposed=("_matmul(cotangent, matrix.T)", "_matmul(cotangent, matrix)"),
+    )
+    plant(
+        "llamo_jax/generation/prompts.py",
+        "tests/llamo_jax/test_generation.py -k other_graphs",
+        other_graphs_as_molecules=("row, *vocabulary.widths)", "row)"),
+    )
+    plant(
+        "data_pipeline/tables.py",
+        "tests/data_pipeline/test_files.py -k 'lines_are or smi'",
+        the_first_piece_is_known_by_its_text=("                if place:", "                if place and part:"),
+    )
+    plant(
         "data_pipeline/shards.py",
-        f"{PREPARE} -k 'scaffolds or accounted or without_its_records'",
+        f"{PREPARE} -k 'scaffolds or accounted or without_its_records or product or held_out or rows_time'",
         split_by_molecule=("murcko_scaffold(text) or text", "text or text"),
+        reactions_go_by_their_solvent=('if task in ("forward_reaction", ', 'if task in ("no_reaction", '),
+        one_of_several_decides=("min(found.values(), key=order.index)", "found[places[0]]"),
+        lengths_are_the_last_rows_time=("    on_row(None)\n    if job.prompt", "    if job.prompt"),
         a_cut_chunk_is_done=("return outcome if done else None", "return outcome"),
     )
     plant(
