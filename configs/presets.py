@@ -156,7 +156,7 @@ PRESETS = {
             language_model=_llama(49152, 576, 30, 9, 3, 1536, rope_theta=100000.0, tie_embeddings=True),
             compute_dtype=_fast_dtype(),
             # XLA on CPU writes a layer's bfloat16 residuals by converting those of all layers to float32 and back: to
-            # compute them again takes 3.2 s a step instead of 4.9, on two Xeon cores with AMX.
+            # compute them again takes 4.2 s a step instead of 6.0, on two Xeon cores with AMX.
             remat="full" if _fast_dtype() == "bfloat16" and not _accelerated() else "none",
             loss_chunk=128,  # 25 MB of logits, which a CPU's cache holds: a step in 5.9 s instead of 6.5 with 512
         ),
@@ -168,7 +168,7 @@ PRESETS = {
         "stage1_steps": 820,
         "stage2_steps": 320,
         "warmup_steps": 20,
-        # a step takes 6.4 s on two CPU cores: figures after every 13 minutes
+        # a step takes 4.5 to 6.4 s on two CPU cores: figures after every 9 to 13 minutes
         "every_stage": {
             "train": {"eval_every": 120, "eval_batches": 8, "graph_use_every": 120, "checkpoint_every": 120},
         },
