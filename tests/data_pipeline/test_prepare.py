@@ -196,7 +196,7 @@ def test_a_reaction_is_held_out_by_its_product(tmp_path):
     """The solvent, which stands first, is in every row."""
     table = tmp_path / "rows.csv"
     rings = ("c1ccccc1", "c1ccncc1", "C1CCCCC1", "c1ccc2ccccc2c1", "c1ccoc1", "c1ccsc1", "C1CCNCC1", "c1cc[nH]c1")
-    lines = [f"C1CCOC1.{'C' * (n % 4 + 1)}{rings[n % 8]}>>{'C' * (n % 4 + 2)}{rings[n % 8]}" for n in range(160)]
+    lines = [f"C1CCOC1.{'C' * (n % 5 + 1)}N>>{'C' * (n % 4 + 2)}{rings[n % 8]}" for n in range(160)]
     table.write_text("\n".join(["reaction", *lines]) + "\n")
     settings = Settings(task="forward_reaction", tokens_per_row=128, validation_fraction=0.4)
     jobs.prepare({None: [table]}, tmp_path / "data", settings)
