@@ -8,6 +8,7 @@ data_pipeline.functional_groups. tests/llamo_jax/test_claims.py holds the verdic
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ _ELEMENTS |= {"sulphur": "S", "aluminum": "Al", "caesium": "Cs", "cesium": "Cs"}
 
 _NUMBERS = {"no": 0, "none": 0, "zero": 0, "one": 1, "single": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6,
             "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
-_NUMBER = r"(?<!\d)(?P<number>\d+|" + "|".join(sorted(_NUMBERS, key=len, reverse=True)) + r")"
+_NUMBER = r"(?<![\w.])(?P<number>\d+|" + "|".join(sorted(_NUMBERS, key=len, reverse=True)) + r")"
 _PREFIXES = {"mono": 1, "di": 2, "tri": 3, "tetra": 4, "penta": 5, "hexa": 6}
 _PREFIXED = ("carboxylic acid", "hydroxy", "amino", "methoxy", "nitro", "fluoro", "chloro", "bromo", "iodo", "ester",
              "ketone", "aldehyde", "amide", "nitrile")  # fmt: skip
@@ -204,7 +205,7 @@ _COUNTED = {
     "rotatable bonds": rf"{_NUMBER} rotatable bonds?",
     "heavy atoms": rf"{_NUMBER} (?:heavy|non-hydrogen) atoms?",
     "Lipinski violations": r"\bviolates (?P<number>none|\d+|one|two|three|four) of Lipinski",
-    "functional groups": r"(?P<number>no) functional groups?",
+    "functional groups": r"\b(?P<number>no) functional groups?",
     "charge": r"\bcharge (?:of|is) (?P<number>[-+\u2212]?\d+|zero)\b",
 }
 """Other facts of RDKit and how texts count them."""
@@ -257,6 +258,15 @@ def _counted(text: str) -> Iterable[Claim]:
         yield Claim(COUNT, "formula", match.group(1), match.group())
 
 
+def _composition(formula: str) -> tuple[Counter[str], int]:
+    """Atoms by element, and the charge: H2SO4 is written in another order than RDKit's."""
+    found: Counter[str] = Counter()
+    for element, count in re.findall(r"([A-Z][a-z]?|\*)(\d*)", re.sub(r"[-+].*", "", formula)):
+        found[element] += int(count[:9] or 1)
+    charge = re.search(r"([-+])(\d*)$", formula)
+    return found, int(f"{charge[1]}{charge[2][:9] or 1}") if charge else 0
+
+
 def _number(word: str) -> int:
     return _NUMBERS[word.lower()] if word.lower() in _NUMBERS else int(word.replace("\u2212", "-")[:9])
 
@@ -278,7 +288,8 @@ def _name_patterns() -> dict[str, re.Pattern[str]]:
         GROUP: pattern(
             rf"(?P<name>{groups})|(?P<prefix>{'|'.join(_PREFIXES)})(?P<prefixed>{prefixed})",
             # "amino acid" and the like name a class, whatever its nitrogen has become
-            r"(?<!\bamino)(?: (?:functional )?groups?)?|(?<=\bamino)(?: (?:groups?|compounds?)|(?=,| and\b| or\b))",
+            r"(?<!\bamino)(?: (?:functional )?groups?)?"
+            r"|(?<=\bamino)(?: (?:(?:functional )?groups?|compounds?)|(?=,| and\b| or\b))",
         ),
         RING: pattern(rf"(?P<name>{listed(RING_SYSTEMS)})", r"(?: (?:ring|nucleus|moiety|core)s?)?"),
         ELEMENT: pattern(rf"(?:organo)?(?P<name>{listed(_ELEMENTS)})", r"(?: atoms?)?"),
@@ -302,6 +313,8 @@ class Molecule:
             return claim.number in self._occurrences(kind, name)
         if claim.name in _QUANTITIES:
             return any(_as_written(value, str(claim.number)) for value in self._measured(claim.name))
+        if claim.name == "formula":
+            return _composition(str(claim.number)) == _composition(self.facts.formula)
         there = self._counts(claim.name)
         if claim.name == "charge" and claim.number in ("positive", "negative"):
             return any((count > 0) == (claim.number == "positive") and count != 0 for count in there)
@@ -325,7 +338,6 @@ class Molecule:
             "Lipinski violations": lambda: (lipinski_violations(mol, facts),),
             "functional groups": lambda: (len(facts.groups),),
             "charge": lambda: (facts.charge,),
-            "formula": lambda: (facts.formula,),
         }[name]()
 
     def _measured(self, name: str) -> tuple[float, ...]:

@@ -9,6 +9,9 @@ from rdkit import Chem
 
 from data_pipeline.errors import DataError
 
+LARGEST = 300
+"""Heavy atoms of a molecule that is drawn for people: coordinates take time by their cube, 16 s for 2,000."""
+
 
 @functools.cache
 def why_not() -> str | None:
@@ -43,7 +46,9 @@ def png(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> bytes:
 
 
 def markup(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> str:
-    """HTML: as `svg`; the molecule's SMILES where nothing can be drawn (see why_not)."""
+    """HTML: as `svg`; the molecule's SMILES where nothing can be drawn (see why_not), a line for more than LARGEST."""
+    if mol.GetNumHeavyAtoms() > LARGEST:
+        return f"<p>more than {LARGEST} atoms, not drawn</p>"
     return f"<code>{html.escape(Chem.MolToSmiles(mol))}</code>" if why_not() else svg(mol, size, **options)
 
 

@@ -221,6 +221,10 @@ class BatchLoader:
         found = [len(dataset) / dataset.rows_per_epoch(seed) for dataset in self._datasets]
         return float(np.average(found, weights=self._weights))
 
+    def tokens_per_conversation(self) -> float:
+        """The mean length of those that fit a row."""
+        return float(np.average([dataset.token_counts().mean() for dataset in self._datasets], weights=self._weights))
+
     def training_rows(self, seed: int, step: int) -> list[tuple[int, list[int]]]:
         """What the batch of a step holds: for each row the number of its data set, and conversations of that split."""
         return [(source, row.tolist()) for source, row in self._places(seed, step, range(self.shape.rows))]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,6 +110,21 @@ class ChatTokenizer(TextTokenizer, Protocol):
         """The conversation in the chat template; raises DataError if there is none, PromptError if it refuses."""
 
 
+def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of `ids`: joined, they are that text, spaces between words among them.
+
+    A token decoded by itself may have lost the space before it (sentencepiece's). Of a character that several tokens
+    make up, the last one adds it; one that is not whole at the end is left out.
+    """
+    found: list[str] = []
+    there = ""
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[:end]).rstrip("\ufffd")  # the beginning of a character
+        found.append(text[len(there) :])
+        there = text
+    return found
+
+
 class HuggingFaceTokenizer:
     """A `tokenizers`-based tokenizer; see ChatTokenizer."""
 
@@ -130,7 +145,7 @@ class HuggingFaceTokenizer:
     @property
     def chat_template(self) -> str | None:
         """See ChatTokenizer."""
-        return self._tokenizer.chat_template
+        return _default(self._tokenizer.chat_template)
 
     def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
         """See TextTokenizer; byte-level tokenizers know no spaces in front."""
@@ -217,6 +232,9 @@ class SentencePieceTokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=content + _NO_DUMMY_PREFIX)
         except RuntimeError as error:
             raise DataError(f"{folder}/tokenizer.model is not a sentencepiece model ({error})") from None
+        # Whether texts begin with a space is the model's; which of ours do, is told by `bare`.
+        first = sentencepiece.SentencePieceProcessor(model_proto=content).encode_as_pieces("a")[0]
+        self._space = _SPACE if first.startswith(_SPACE) else ""
         self._content = content
         self._beside = {name: (folder / name).read_bytes() for name in self.FILES if (folder / name).is_file()}
         configuration = self._json(folder, "tokenizer_config.json")
@@ -233,17 +251,19 @@ class SentencePieceTokenizer:
         self._special = {name: _content(configuration.get(name)) for name in ("bos_token", "eos_token")}
         self.bos_id: int | None = self._control.get(self._special["bos_token"] or "", self._processor.bos_id())
         self.eos_id: int = self._control.get(self._special["eos_token"] or "", self._processor.eos_id())
+        if self.eos_id < 0:
+            raise DataError(f"{folder} has no end-of-sequence token")
         template = configuration.get("chat_template")
-        if isinstance(template, list):  # several by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}
         beside = self._beside.get("chat_template.jinja")
-        self.chat_template: str | None = template if beside is None else beside.decode()
+        self.chat_template: str | None = _default(template) if beside is None else beside.decode()
         self.space_after_control = bool(configuration.get("legacy", False))
 
     def encode(self, texts: Sequence[str], bare: Sequence[bool] | None = None) -> list[list[int]]:
         """See TextTokenizer; a text gets sentencepiece's space in front unless it is bare."""
         bare = bare or [False] * len(texts)
-        pieces = [text if alone else f"{_SPACE}{text}" for text, alone in zip(texts, bare, strict=True)]
+        pieces = [text if alone else f"{self._space}{text}" for text, alone in zip(texts, bare, strict=True)]
         return self._processor.encode(pieces)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -271,9 +291,9 @@ class SentencePieceTokenizer:
 
     def fingerprint(self) -> str:
         """See TextTokenizer."""
-        own = b""
+        own = b"" if self._space else b"no space"
         if self.eos_id != self._processor.eos_id() or self.size > self._processor.vocab_size():
-            own = repr((self.eos_id, sorted(self._added.items()))).encode()
+            own += repr((self.eos_id, sorted(self._added.items()))).encode()
         return hashlib.sha256(self._content + own).hexdigest()
 
     def control_tokens(self) -> dict[str, int]:
@@ -294,6 +314,11 @@ class SentencePieceTokenizer:
         if not isinstance(content, dict):
             raise DataError(f"{folder / name} is not a JSON object")
         return content
+
+
+def _default(template: Any) -> Any:
+    """Of several templates by name, such as Hermes' for tools, the one for conversations."""
+    return template.get("default") if isinstance(template, dict) else template
 
 
 def _content(token: Any) -> str | None:

@@ -36,6 +36,8 @@ def initialize(coordinator: str | None = None, processes: int | None = None, pro
     knows: Cloud TPU, GKE, Slurm, Open MPI, Kubernetes. processes=1 keeps this one alone, wherever it runs. Call it
     before anything else of JAX. Raises ConfigError if the three do not come together, or nobody answers.
     """
+    if processes == 1 and coordinator is None:
+        return
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if processes is None:
         processes = clusters.number("JAX_NUM_PROCESSES")

@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from data_pipeline.batch import Shards
 from llamo_jax.config import ConfigError, MeshConfig
+
+T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -105,6 +107,13 @@ def local_shards(mesh: Mesh, process: int | None = None) -> Shards:
     by_shard = mesh.devices.reshape(batch_shards(mesh), -1)
     held = [any(device.process_index == process for device in devices) for devices in by_shard]
     return Shards(tuple(np.flatnonzero(held).tolist()))
+
+
+def without_values(make: Callable[..., T], *args: Any) -> T:
+    """What `make(*args)` returns, its arrays as shapes; nothing is allocated, also inside of jax.set_mesh."""
+    with nnx.logical_axis_rules(RULES):  # where there is a mesh, eval_shape looks the axes up
+        found: T = nnx.eval_shape(make, *args)
+    return found
 
 
 def current_mesh() -> AbstractMesh | None:

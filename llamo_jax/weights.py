@@ -83,21 +83,23 @@ class Transposed(Lazy):
 
 
 class Stacked(Lazy):
-    """Equally shaped arrays, one for each layer, along a new leading axis."""
+    """Equally shaped arrays, one for each layer, along a new leading axis; float32 if their dtypes differ."""
 
     def __init__(self, layers: Sequence[Any]):
         self._layers = list(layers)
         shapes = {tuple(layer.shape) for layer in layers}
         if len(shapes) != 1:
             raise WeightsError(f"layers of different shapes {sorted(shapes)}")
-        self.shape, self.dtype = (len(self._layers), *shapes.pop()), np.dtype(layers[0].dtype)
+        dtypes = {np.dtype(layer.dtype) for layer in layers}
+        self.shape = (len(self._layers), *shapes.pop())
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if isinstance(index, int):
-            return np.asarray(self._layers[index][...])
+            return np.asarray(self._layers[index][...]).astype(self.dtype, copy=False)
         layers, *rest = _slices(index, len(self.shape))
         inner = tuple(rest) or ...
-        return np.stack([np.asarray(layer[inner]) for layer in self._layers[layers]])
+        return np.stack([np.asarray(layer[inner]).astype(self.dtype, copy=False) for layer in self._layers[layers]])
 
 
 class Layer(Lazy):

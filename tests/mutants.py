@@ -473,7 +473,7 @@ def _mutants() -> list[Mutant]:
         BATCHER,
         samples_share_a_key=("np.array([each.seed, each.sample]", "np.array([each.seed, 0]"),
         cancelled_rows_go_on=("            self._engine.release(list(ended))\n", "            pass\n"),
-        queue_has_no_end=("len(self._waiting) + len(tickets) >", "len(self._waiting) + len(tickets) > 10**9 +"),
+        queue_has_no_end=("if waiting + len(tickets) >", "if waiting + len(tickets) > 10**9 +"),
         deadlines_do_not_count=('"deadline") if time.monotonic() > self.deadline', '"deadline") if False'),
     )
     plant(

@@ -6,9 +6,10 @@
 
 Each cell of the table is a training run in DIR/cells/KIND-hidden|shown-SEED: the projector as large as the
 configuration's own (llamo_jax.models.projectors.budget), the same data, steps, and conversations per step (rows are
-shorter by the graph tokens that a kind does not have); SMILES hidden from the prompts, where the graph is all there is,
-or shown. Measured on the test split, whose scaffolds no other split has: loss, what another molecule's graph costs, F1
-of functional groups in descriptions, and the descriptions against the targets. DIR gets ablation.json, .md and .png.
+shorter by the graph tokens that a kind does not have, and longer by the SMILES that are shown); SMILES hidden from the
+prompts, where the graph is all there is, or shown. Measured on the test split, whose scaffolds no other split has:
+loss, what another molecule's graph costs, F1 of functional groups in descriptions, and the descriptions against the
+targets. DIR gets ablation.json, .md and .png.
 """
 
 import argparse

@@ -37,6 +37,7 @@ from data_pipeline.motifs import motif_atoms
 from data_pipeline.progress import watched
 from data_pipeline.prompt import PromptEncoder
 from data_pipeline.records import Record, featurized, read_records
+from data_pipeline.tokenizer import pieces
 from data_pipeline.vocabulary import MOLECULES, GraphVocabulary
 from llamo_jax import runs
 from llamo_jax.analysis import pages
@@ -101,7 +102,7 @@ def attend(model: LLaMo, encoder: PromptEncoder, record: Record, molecule: int =
     first_motif = sum(len(each.motifs) for each in before)
     of_motifs = motifs[first_motif : first_motif + len(graph.motifs)].T
     return Attention(
-        tokens=[encoder.tokenizer.decode([int(token)]) for token in batch.targets[0][targets]],
+        tokens=pieces(encoder.tokenizer.decode, batch.targets[0][targets].tolist()),
         graph=tokens_to_graph,
         atoms=atoms[first_atom : first_atom + len(graph.atoms)].T,
         motifs=of_motifs if len(motifs) else np.zeros((len(places), len(graph.motifs))),

@@ -1,6 +1,7 @@
 """Training runs that are compared cell by cell: a projector, prompts and a seed each, and everything else the same."""
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -16,6 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline import storage
+from data_pipeline.loader import BatchLoader
 from llamo_jax import runs, sharding
 from llamo_jax.analysis import experiments, pages
 from llamo_jax.config import ConfigError, to_dict
@@ -27,6 +29,9 @@ from llamo_jax.training.program import make_program
 
 SHOWN = {"hidden": False, "shown": True}
 """Name → config.prompt.show_smiles."""
+
+WITHOUT_LIMIT = 2**20
+"""Tokens of a row that any conversation fits."""
 
 PANELS_ACROSS = 4
 """Of a picture; more would be too small to read."""
@@ -72,27 +77,42 @@ def read_values(options: argparse.Namespace) -> ConfigDict:
 
 
 def cell_config(values: ConfigDict, cell: Cell) -> Config:
-    """The configuration with the cell's projector, prompts and seed; rows without graph tokens are shorter by them."""
+    """The configuration with the cell's projector, prompts and seed.
+
+    Its rows hold as many conversations as those of the configuration's own projector with SMILES or edges hidden: they
+    are longer by the text that is shown and shorter by the graph tokens that a kind does not have.
+    """
     values = values.copy_and_resolve_references()
-    values.prompt.show_smiles = SHOWN[cell.text]
+    values.prompt.show_smiles = SHOWN["hidden"]
     values.seed = cell.seed
-    given = runs.read_config(values)
-    model = given.model
+    reference = runs.read_config(values)
+    model = reference.model
     projector = matched(
         cell.kind, model.projector, model.graph_encoder.width, model.num_levels, model.language_model.width
     )
-    fewer = model.num_graph_tokens - projector.num_tokens(model.num_levels)
-    if fewer:
-        values.data.tokens_per_row -= round(fewer * _conversations_per_row(given))
+    values.prompt.show_smiles = SHOWN[cell.text]
     with values.unlocked():
         values.model.projector = ConfigDict(to_dict(projector))
+    longer = _tokens_per_conversation(runs.read_config(values)) - _tokens_per_conversation(reference)
+    values.data.tokens_per_row += round(longer * _conversations_per_row(reference))
     return runs.read_config(values)
 
 
 @functools.lru_cache
 def _conversations_per_row(config: Config) -> float:
+    return _training_data(config).conversations_per_row(config.seed)
+
+
+@functools.lru_cache
+def _tokens_per_conversation(config: Config) -> float:
+    # in rows that every conversation fits
+    any_length = dataclasses.replace(config.data, tokens_per_row=WITHOUT_LIMIT)
+    return _training_data(dataclasses.replace(config, data=any_length)).tokens_per_conversation()
+
+
+def _training_data(config: Config) -> BatchLoader:
     _, data, _ = runs.read_data(config, sharding.make_mesh(config.mesh))
-    return data.train.conversations_per_row(config.seed)
+    return data.train
 
 
 def run_cells(
@@ -238,12 +258,12 @@ def picture(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], text:
 
 def print_plan(cells: Sequence[Cell], values: ConfigDict, title: str) -> None:
     """How many runs there are, and how long they will take."""
-    kinds = list(dict.fromkeys(cell.kind for cell in cells))
-    first = {kind: next(cell for cell in cells if cell.kind == kind) for kind in kinds}
-    counts = {kind: sum(cell.kind == kind for cell in cells) for kind in kinds}
-    minutes = {kind: _seconds(cell_config(values, first[kind])) / 60 for kind in kinds}
-    total = sum(counts[kind] * minutes[kind] for kind in kinds)
-    rows = [[kind, str(counts[kind]), f"{minutes[kind]:.1f}"] for kind in kinds]
+    minutes: dict[str, list[float]] = {}
+    for (kind, _), group in itertools.groupby(cells, lambda cell: (cell.kind, cell.text)):
+        each = list(group)
+        minutes.setdefault(kind, []).extend([_seconds(cell_config(values, each[0])) / 60] * len(each))
+    total = sum(sum(each) for each in minutes.values())
+    rows = [[kind, str(len(each)), f"{sum(each) / len(each):.1f}"] for kind, each in minutes.items()]
     heading = f"{len(cells)} runs of {values.train.steps} steps, about {total:.0f} minutes without measuring"
     print(pages.markdown(title, [pages.Section(heading, [pages.Table(("projector", "runs", "minutes each"), rows)])]))
 

@@ -7,9 +7,9 @@ Random graphs of 8 to 60 nodes (Erdős–Rényi, Barabási–Albert, trees, cycl
 each with questions about connectivity, cycles, a node's degree, a shortest path, triangles and bipartiteness; yes and
 no are equally frequent answers. A node's feature is its number, which questions name. Prompts write the edges down, or
 hide them: `none` with edges is a language model that reads a graph as text, without them it can only guess. Trained as
-in llamo_jax.analysis.ablation, cell by cell; measured on graphs that no split shares (by their Weisfeiler–Lehman hash),
-and on Zachary's karate club and the characters of Les Misérables. DIR gets data/, cells/, graph_reasoning.json, .md and
-.png.
+in llamo_jax.analysis.ablation, cell by cell, with as many answers in every step, whatever prompts show; measured on
+graphs that no split shares (by their Weisfeiler–Lehman hash), and on Zachary's karate club and the characters of Les
+Misérables. DIR gets data/, cells/, graph_reasoning.json, .md and .png.
 """
 
 import argparse
@@ -71,10 +71,16 @@ def random_graph(rng: random.Random) -> Any:
             graph.add_edge(0, first)
     else:
         groups = rng.randint(2, 4)
-        graph = networkx.planted_partition_graph(groups, max(2, size // groups), 0.4, 0.02, seed=seed)
-    numbers = list(graph)
-    rng.shuffle(numbers)
-    return networkx.relabel_nodes(graph, dict(zip(graph, numbers, strict=True)))
+        members = max(2, size // groups)
+        # four neighbours within the community: a list of edges stays about as long as those of the other families
+        graph = networkx.planted_partition_graph(groups, members, min(0.4, 4 / members), 0.02, seed=seed)
+    return numbered(graph, rng)
+
+
+def numbered(graph: Any, rng: random.Random) -> Any:
+    """The graph with other numbers for its nodes: any that the vocabulary has, so that every one is learnt."""
+    numbers = rng.sample(range(VOCABULARY.nodes[0]), len(graph))
+    return _networkx().relabel_nodes(graph, dict(zip(graph, numbers, strict=True)))
 
 
 def questions(graph: Any, rng: random.Random) -> dict[str, tuple[str, str]]:
@@ -163,9 +169,7 @@ def social_records(seed: int) -> dict[str, list[Record]]:
     found = {}
     for name, graph in graphs.items():
         rng = random.Random(seed)
-        numbers = list(range(len(graph)))
-        rng.shuffle(numbers)
-        plain = networkx.Graph(networkx.relabel_nodes(graph, dict(zip(graph, numbers, strict=True))).edges)
+        plain = networkx.Graph(numbered(graph, rng).edges)
         asked: dict[str, tuple[str, str]] = {}
         while len(asked) < QUESTIONS_OF_A_SOCIAL_GRAPH:
             asked |= {question: (question, answer) for question, answer in questions(plain, rng).values()}
@@ -252,7 +256,6 @@ def run(options: argparse.Namespace) -> None:
             records_of(options.graphs, seed=0), folder, VOCABULARY, Settings(task="instruction", tokenizer=tokenizer)
         )
     values.data.update({"source": str(folder), "task": "instruction", "tokenizer": tokenizer})
-    values.data.tokens_per_row = max(values.data.tokens_per_row, 512)  # a list of 120 edges
     values.model.graph_encoder.atom_cardinalities = VOCABULARY.nodes
     values.model.graph_encoder.bond_cardinalities = VOCABULARY.edges
     planned = cells.plan(options)

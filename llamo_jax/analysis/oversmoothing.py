@@ -184,16 +184,21 @@ def analyse(options: argparse.Namespace) -> dict[str, Any]:
         scores = {measure: summary(each) | {"by_atoms": by_size(each, atoms)} for measure, each in values.items()}
         return about | {"name": name} | scores
 
-    random, embeddings = [], []
+    random, random_levels, embeddings = [], [], []
     networks = random_networks(graphs, options.encoders, options.depths, options.width, options.seeds)
     of_seeds = itertools.groupby(networks, key=lambda network: (network.name, network.about))
     for (name, about), seeds in watched(of_seeds, desc="random encoders", unit="encoder"):
         found = []
         for network in seeds:
             embeddings.append(network.levels[0])
-            # the output alone: what stands below it is another row's, of a shallower encoder
-            found.append(measured(network._replace(levels=network.levels[-1:]), graphs)[0])
-        random.append(rows_of(about, name, {key: np.mean([each[key] for each in found], axis=0) for key in found[0]}))
+            # the output alone, except for one depth: what stands below it is another row's, of a shallower encoder
+            levels = network.levels if about["depth"] == options.levels_of else network.levels[-1:]
+            found.append(measured(network._replace(levels=levels), graphs))
+        means = [{key: np.mean([each[key] for each in of_level], axis=0) for key in of_level[0]}
+                 for of_level in zip(*found, strict=True)]  # fmt: skip
+        random.append(rows_of(about, name, means[-1]))
+        if about["depth"] == options.levels_of:
+            random_levels += [rows_of(about | {"level": level}, name, each) for level, each in enumerate(means)]
     trained = []
     for folder in options.checkpoint:
         network = trained_network(graphs, folder)
@@ -207,6 +212,7 @@ def analyse(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": options.seeds,
         "width": options.width,
         "random": random,
+        "random_levels": random_levels,
         "trained": trained,
         "linear": linear_case(embeddings[0], graphs, [0, *options.depths]) if embeddings else [],
         "seconds": round(time.perf_counter() - start, 1),
@@ -231,6 +237,10 @@ def tables(result: dict[str, Any]) -> list[pages.Section]:
     if result["random"]:
         told = f"The output of encoders with fresh weights, width {result['width']}, means of {result['seeds']} seeds."
         sections.append(pages.Section("Random encoders", [told, table(result["random"], ("name", "depth"))]))
+    if result["random_levels"]:
+        depth = result["random_levels"][0]["depth"]
+        told = f"The same encoders of {depth} layers. Every layer but the last has a ReLU behind its normalisation."
+        sections.append(pages.Section("… level by level", [told, table(result["random_levels"], ("name", "level"))]))
     if result["trained"]:
         sections.append(pages.Section("Trained encoders", [table(result["trained"], ("name", "level"))]))
     if result["linear"]:
@@ -275,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, nargs="+", default=[], metavar="DIR", help="trained models")
     parser.add_argument("--encoders", nargs="*", default=list(GRAPH_ENCODERS.names()), choices=GRAPH_ENCODERS.names())
     parser.add_argument("--depths", type=whole_numbers, default=(1, 2, 3, 5, 8, 12, 16), metavar="1,2,…")
+    parser.add_argument("--levels_of", type=int, default=5, help="the depth of random encoders whose levels are shown")
     parser.add_argument("--width", type=int, default=300, help="of random encoders")
     parser.add_argument("--seeds", type=int, default=3, help="of random encoders")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared; default: the embedded descriptions")

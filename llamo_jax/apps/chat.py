@@ -69,7 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
                 chat.command(line)
             else:
                 with _ended_by_interrupt():
-                    chat.answer(line)
+                    try:
+                        chat.answer(line)
+                    except runs.UserError as error:  # such as no more room: what was said can still be saved
+                        print(f"{error}\n/reset begins a new conversation, /save FILE keeps this one", flush=True)
     except runs.UserError as error:
         sys.exit(f"llamo_jax.apps.chat: {error}")
 
@@ -180,6 +183,9 @@ def _typed_lines() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D leaves", flush=True)
+            continue
+        except UnicodeDecodeError as error:
+            print(f"a line that is no {error.encoding} was left out", flush=True)
             continue
         if line:
             yield line

@@ -27,6 +27,7 @@ from data_pipeline.progress import watched
 from llamo_jax.apps.molecule_files import AT_A_TIME, MoleculeRow, in_batches, read_molecules, told
 
 FORMATS = (".npz", ".parquet")
+MOST_CHARACTERS = 2**28  # of all SMILES in a .npz, at four bytes each: a gigabyte
 
 
 @program("llamo_jax.apps.embed")
@@ -49,7 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
         if options.output.suffix not in FORMATS:
             raise DataError(f"{options.output}: the name ends in {' or '.join(FORMATS)}")
         storage.check_new(options.output)
-        rows, rejected = read_molecules(options.input, options.smiles_column)
+        rows, rejected, _ = read_molecules(options.input, options.smiles_column)
+        longest = max(len(each.smiles) for each in rows)
+        if options.output.suffix == ".npz" and len(rows) * longest > MOST_CHARACTERS:
+            raise DataError(
+                f"{options.output}: numpy gives every SMILES the room of the longest ({longest:,} characters), too "
+                f"much for {len(rows):,}; choose a name that ends in .parquet"
+            )
         runs.use_compilation_cache()
         assistant = Assistant.load(options.checkpoint)
         parts = [

@@ -26,18 +26,24 @@ class MoleculeRow(NamedTuple):
     smiles: str
 
 
-def read_molecules(path: Path, column: str | None) -> tuple[list[MoleculeRow], Counter[str]]:
-    """Every row that is a molecule, and why the others are not; raises DataError if none is."""
+def read_molecules(path: Path, column: str | None) -> tuple[list[MoleculeRow], Counter[str], str]:
+    """Every row that is a molecule, why the others are not, and the column of SMILES; None: it is guessed by its name.
+
+    Raises DataError if no row is a molecule, or has the column.
+    """
     found: list[MoleculeRow] = []
     rejected: Counter[str] = Counter()
+    columns: dict[str, None] = {}
     for number, row in enumerate(watched(read_rows(path), desc="molecules", unit=" rows"), start=1):
         if isinstance(row, BadRow):
             rejected[row.reason] += 1
             continue
+        columns |= dict.fromkeys(row)
         if column is None:
             column = tasks.smiles_column(list(row))
-        elif column not in row:
-            raise DataError(f"{path}: no column {column!r}; found {list(row)}")
+        if column not in row:
+            rejected[f"no {column}"] += 1
+            continue
         smiles = row[column]
         try:
             if not isinstance(smiles, str) or not smiles.strip():
@@ -47,9 +53,12 @@ def read_molecules(path: Path, column: str | None) -> tuple[list[MoleculeRow], C
             rejected[error.reason] += 1
             continue
         found.append(MoleculeRow(number, smiles.strip()))
+    if column is not None and columns and column not in columns:
+        raise DataError(f"{path}: no column {column!r}; found {list(columns)}")
     if not found:
         raise DataError(f"{path}: no molecule in it ({dict(rejected.most_common(3))})")
-    return found, rejected
+    assert column is not None
+    return found, rejected, column
 
 
 def in_batches(rows: Sequence[T]) -> Iterator[list[T]]:

@@ -64,7 +64,7 @@ def predict(options: argparse.Namespace) -> str:
         raise DataError(f"{options.output}: the name ends in {' or '.join(FORMATS)}")
     storage.check_new(options.output)
     decoding = decoding_of(options)
-    rows, rejected = read_molecules(options.input, options.smiles_column)
+    rows, rejected, column = read_molecules(options.input, options.smiles_column)
     runs.use_compilation_cache()
     generator, fingerprint = load_generator(options.checkpoint, decoding=decoding)
     about = {
@@ -72,6 +72,7 @@ def predict(options: argparse.Namespace) -> str:
         "question": options.question,
         "decoding": json.loads(json.dumps(to_dict(decoding))),  # as it is read back
         "input": storage.digest(options.input),
+        "smiles_column": column,
     }
     partial = options.output.with_name(f"{options.output.name}{storage.PARTIAL}.jsonl")
     done = _begun(partial, about)

@@ -10,10 +10,11 @@ from data_pipeline.instruct.rules import asked_for, questions
 from data_pipeline.instruct.teachers import Answer, TeacherOptions
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
+from llamo_jax.runs import UserError
 
 
 class AssistantTeacher:
-    """--model: a run's workdir or a model folder; raises DataError without one, CheckpointError for what is none.
+    """--model: a run's workdir or a model folder; raises DataError without one, and for what is none.
 
     A model of this kind looks at graphs and answers; it does not write conversations by itself. So the questions are
     those of the rules for the same kind, and the answers its own, turn by turn: what the checks leave of them is what
@@ -25,10 +26,16 @@ class AssistantTeacher:
     def __init__(self, options: TeacherOptions):
         if not options.model:
             raise DataError("teacher assistant needs --model, the folder of a run")
-        decoding = DecodingConfig(
-            temperature=options.temperature, top_p=options.top_p, seed=options.seed, max_new_tokens=options.max_tokens
-        )
-        self._assistant = Assistant.load(options.model, decoding=decoding)
+        try:
+            decoding = DecodingConfig(
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+                max_new_tokens=options.max_tokens,
+            )
+            self._assistant = Assistant.load(options.model, decoding=decoding)
+        except UserError as error:
+            raise DataError(str(error)) from None
         self.model = str(options.model)
         self.asked: dict[str, Any] = {"teacher": "assistant", "model": self.model, **options._asdict()}
         for irrelevant in ("base_url", "timeout", "structured"):

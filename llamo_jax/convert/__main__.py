@@ -26,7 +26,7 @@ from data_pipeline import storage
 from data_pipeline.command_line import program
 from data_pipeline.errors import DataError
 from data_pipeline.logs import quiet_libraries
-from data_pipeline.prompt import PROMPT_STYLES
+from data_pipeline.prompt import PROMPT_STYLES, PromptEncoder
 from data_pipeline.tokenizer import TextTokenizer, load_tokenizer
 from llamo_jax import sharding
 from llamo_jax.config import ConfigError, PromptConfig, differences, to_dict
@@ -34,9 +34,10 @@ from llamo_jax.convert import gguf_files, huggingface, official, peft
 from llamo_jax.convert.names import adapted_projections, below, language_model_rules, prefixed
 from llamo_jax.models import DecoderConfig, LoRAConfig, ModelConfig
 from llamo_jax.models.config import Dtype
-from llamo_jax.models.definition import define_model
+from llamo_jax.models.definition import ModelDefinition, define_model
 from llamo_jax.models.folder import ModelFolder, is_model_folder, read_model, write_model
 from llamo_jax.models.interfaces import GraphEncoderConfig, ProjectorConfig
+from llamo_jax.models.lora import PARTS as LORA_PARTS
 from llamo_jax.models.migrations import SCHEMA_VERSION
 from llamo_jax.models.torch_names import rules_of, to_torch
 from llamo_jax.parameters import WeightsError, abstract_arrays
@@ -102,13 +103,19 @@ def to_peft(options: argparse.Namespace) -> None:
         raise WeightsError(f"{options.checkpoint} has no adapters on its language model; use to_huggingface")
     base_model = options.base_model or (stored.huggingface or {}).get("_name_or_path", "")
     language_model = below("language_model/", stored.weights)
-    if not is_model_folder(options.checkpoint) and (trained := workdir.trained_language_model(options.checkpoint)):
+    is_run = not is_model_folder(options.checkpoint)
+    if is_run and (trained := workdir.trained_language_model(options.checkpoint)):
         raise WeightsError(
             f"{options.checkpoint}: its language model was trained, such as {trained[0]}; adapters alone would "
             "lack that: use to_huggingface"
         )
     if base_model and Path(base_model).is_dir():  # Path("") would be the current folder
         _check_base(Path(base_model), stored.config.language_model, language_model)
+    elif is_run and (trainer := workdir.trainer_of_language_model(options.checkpoint)):
+        raise WeightsError(
+            f"{options.checkpoint}: the adapters stand on a language model that {trainer} has trained; write that one "
+            f"with to_huggingface --checkpoint {trainer} --output DIR, and give --base_model DIR"
+        )
     elif base_model:
         print(f"note: {base_model} is no folder here, so it was not compared with the language model")
 
@@ -125,17 +132,27 @@ def to_huggingface(options: argparse.Namespace) -> None:
     decoder = stored.config.language_model
     language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
     hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
+    tokenizer = workdir.at(options.checkpoint)[0] / "tokenizer"
+    generation = _ends(load_tokenizer(tokenizer), stored.prompt) if tokenizer.is_dir() else {}
+    hf |= generation
     tensors = to_torch(language_model_rules(decoder), language_model)
 
     def write(folder: epath.Path) -> None:
         write_file(folder / "model.safetensors", tensors)
         storage.write_json(folder / "config.json", hf)
         _write_graph_side(folder, stored)
-        tokenizer = workdir.at(options.checkpoint)[0] / "tokenizer"
         if tokenizer.is_dir():
+            storage.write_json(folder / "generation_config.json", generation)
             storage.copy_folder(tokenizer, folder)
 
     _new_folder(options.output, write)
+
+
+def _ends(tokenizer: TextTokenizer, prompt: PromptConfig | None) -> dict[str, Any]:
+    """What transformers has to know of tokens that frame a text: where answers end above all, as they were trained."""
+    style = "plain" if prompt is None else prompt.style
+    ends = PromptEncoder(tokenizer, 0, style=style, show_smiles=True).stop_ids
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
 
 
 def _check_base(base: Path, config: DecoderConfig, language_model: Weights) -> None:
@@ -232,9 +249,20 @@ def _read(folder: epath.Path) -> ModelFolder:
     model, prompt = workdir.read_model_config(folder)
     model = dataclasses.replace(model, quantize="none")  # what was frozen is still whole where it came from
     definition = define_model(model)
-    abstract = abstract_arrays(definition.variables, model.frozen_dtype, sharding.single_device_mesh(), trained={})
+    mesh = sharding.single_device_mesh()
+    abstract = abstract_arrays(definition.variables, model.frozen_dtype, mesh, trained=_trained(folder, definition))
     arrays = checkpoints.load_weights(folder, abstract).arrays
     return ModelFolder(model, arrays, prompt, huggingface=workdir.read_origin(folder))
+
+
+def _trained(folder: epath.Path, definition: ModelDefinition) -> dict[str, bool]:
+    """What a run or one that it started from may have trained: kept in float32, as it was trained."""
+    trained = {name for name in definition.names() if name.rpartition("/")[2] in LORA_PARTS}
+    at: epath.Path | None = folder
+    while at is not None:
+        trained.update(workdir.trained_language_model(at))
+        at = workdir.trainer_of_language_model(at)
+    return dict.fromkeys(trained, True)
 
 
 def _write_graph_side(folder: epath.Path, stored: ModelFolder) -> None:

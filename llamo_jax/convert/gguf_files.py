@@ -99,9 +99,14 @@ def read(path: Path) -> GGUF:
         reader = gguf.GGUFReader(path)
         metadata = {name: _plain(field.contents()) for name, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
+        swapped = reader.byte_order == "S"
     # a damaged file raises whatever its reader stumbles over first
     except Exception as error:
         raise WeightsError(f"{path}: not a readable GGUF file, or cut short ({_first_line(error)})") from None
+    if swapped:
+        raise WeightsError(f"{path}: its numbers have the byte order of another kind of processor; not implemented")
+    if (parts := metadata.get("split.count", 1)) > 1:
+        raise WeightsError(f"{path}: one of {parts} parts; put them together with llama-gguf-split --merge")
     return GGUF(path, metadata, tensors)
 
 
@@ -320,20 +325,27 @@ def _cut(family: str) -> tuple[Any, Any]:
 
 def _sentencepiece(file: GGUF) -> TextTokenizer:
     """The sentencepiece model that a file's pieces and scores came from."""
+    from gguf import TokenType
     from transformers.utils import sentencepiece_model_pb2_new as protocol
 
     metadata = file.metadata
     tokens, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
     model: Any = protocol.ModelProto()  # type: ignore[attr-defined]  # protobuf fills its module when it is imported
-    for token, score, kind in zip(tokens, scores, kinds, strict=True):
-        model.pieces.add(piece=token, score=score, type=int(kind))  # GGUF took sentencepiece's numbers over
+    # what frames conversations is no text, as which older files have it: a message could end its turn with it
+    template = str(metadata.get("tokenizer.chat_template"))
+    framing = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding")}
+    for index, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
+        named = index in framing and kind != TokenType.UNKNOWN  # which pads in some models
+        frames = named or (kind == TokenType.USER_DEFINED and token in template)
+        # GGUF took sentencepiece's numbers over
+        model.pieces.add(piece=token, score=score, type=int(TokenType.CONTROL if frames else kind))
     spec = model.trainer_spec
     spec.model_type, spec.vocab_size, spec.byte_fallback = spec.BPE, len(tokens), True
     for name, key in {"unk": "unknown", "bos": "bos", "eos": "eos", "pad": "padding"}.items():
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        setattr(spec, f"{name}_id", -1 if index is None else index)
-        if index is not None:
-            setattr(spec, f"{name}_piece", tokens[index])
+        known = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        setattr(spec, f"{name}_id", -1 if known is None else known)
+        if known is not None:
+            setattr(spec, f"{name}_piece", tokens[known])
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.remove_extra_whitespaces = False
     model.normalizer_spec.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))

@@ -191,7 +191,12 @@ class TorchTensor(Lazy):
 
 
 def as_array(name: str, tensor: Any) -> Any:
-    """A torch tensor as a lazy array; numpy's and lazy ones as they are."""
+    """A torch tensor as a lazy array; numpy's and lazy ones as they are. Raises WeightsError for what is none."""
+    if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
+        raise WeightsError(
+            f"{name} is no tensor but {type(tensor).__name__}: not a file of a module's tensors alone; LLaMo's own "
+            "checkpoints are read with from_official"
+        )
     return tensor if isinstance(tensor, Lazy | np.ndarray) else TorchTensor(name, tensor)
 
 

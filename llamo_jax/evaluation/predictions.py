@@ -26,7 +26,7 @@ def read_predictions(path: Path) -> Predictions:
     """The rows of a .jsonl file (or any that `read_rows` reads, with such columns); raises DataError if none is whole.
 
     Numbers, true and false are read as texts of them. smiles, if there, may be a SMILES or a list of them;
-    yes_probability is a number.
+    yes_probability is a number, also in the text of a table; an empty cell is a missing one.
     """
     rows, broken, lines = [], Counter[str](), []
     for number, row in enumerate(read_rows(path), start=1):
@@ -38,6 +38,8 @@ def read_predictions(path: Path) -> Predictions:
             row = cast(dict[str, Any], row)
             texts = {key: _as_text(row[key]) for key in ("prediction", "target")}
             rows.append({**row, **texts, "smiles": _smiles(row.get("smiles"))})
+            if "yes_probability" in row:
+                rows[-1]["yes_probability"] = _probability(row["yes_probability"])
     if not rows:
         raise DataError(f'{path}: no row with "prediction" and "target"; {dict(broken)}')
     return Predictions(rows, dict(broken), lines[:SHOWN])
@@ -55,10 +57,24 @@ def _fault(row: dict[str, Any]) -> str | None:
             _as_text(value).encode()
         except UnicodeEncodeError:
             return f'"{key}" is not valid Unicode'
-    probability = row.get("yes_probability")
-    if probability is not None and (isinstance(probability, bool) or not isinstance(probability, int | float)):
+    try:
+        _probability(row.get("yes_probability"))
+    except (TypeError, ValueError):
         return '"yes_probability" is not a number'
+    question = row.get("question")
+    if question is not None and not isinstance(question, str):
+        return '"question" is no text'
     return None
+
+
+def _probability(value: Any) -> float | None:
+    """A number, as JSON or a table writes it; None where it is missing: empty, or not a number. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError("a truth value")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    number = float(value)
+    return None if math.isnan(number) else number
 
 
 def _as_text(value: Any) -> str:

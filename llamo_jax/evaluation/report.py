@@ -25,7 +25,6 @@ from llamo_jax.evaluation.scores import MOLECULE, ROW_SCORES, kind_of
 ROWS_OF_A_MEAN = 20
 SHOWN = 20  # best answers, and as many worst ones
 LONGEST = 600  # characters of a text on the page
-LARGEST_DRAWN = 300  # heavy atoms: coordinates take time by their cube, 16 s for 2,000
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left;
@@ -189,8 +188,8 @@ def _answers(indices: Iterable[int], scores: np.ndarray, rows: Sequence[Mapping[
 def _drawn(smiles: str) -> Picture | str:
     """The molecule's structure, or in words why there is no picture."""
     try:
-        if tried(parse_smiles, smiles).GetNumHeavyAtoms() > LARGEST_DRAWN:
-            return f"more than {LARGEST_DRAWN} atoms, not drawn"
+        if tried(parse_smiles, smiles).GetNumHeavyAtoms() > drawing.LARGEST:
+            return f"more than {drawing.LARGEST} atoms, not drawn"
     except InvalidMoleculeError:
         return "no valid molecule"
     try:

@@ -166,8 +166,9 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise BusyError(STOPPING, closing=True)
-            if len(self._waiting) + len(tickets) > self.waiting_limit + max(0, self.rows - len(self._running)):
-                raise BusyError(f"{len(self._waiting):,} requests are waiting already", closing=False)
+            waiting = sum(not ticket.cancelled for ticket in self._waiting)  # who has left takes no room
+            if waiting + len(tickets) > self.waiting_limit + max(0, self.rows - len(self._running)):
+                raise BusyError(f"{waiting:,} requests are waiting already", closing=False)
             self._waiting.extend(tickets)
             self._changed.notify()
         return tickets
@@ -193,8 +194,11 @@ class Batcher:
                     return
             try:
                 self._round()
+                continue
             except Exception as error:
                 self._give_up(error)
+            # here, where the error and with it the frames that hold the old rows are gone: two caches have no room
+            self._renew()
 
     def _round(self) -> None:
         """Ends what has to end, admits, and decodes some tokens for all."""
@@ -254,14 +258,18 @@ class Batcher:
             ticket.cancelled = True
 
     def _give_up(self, error: Exception) -> None:
-        """A program failed: all that are being decoded are told, and new rows take the place of the old."""
+        """A program failed: all that are being decoded are told."""
         _log.exception("decoding failed")
         self.counts.failures += 1
         failed, self._running = list(self._running.values()), {}
         for ticket in failed:
             self._deliver(ticket, Piece([], [], "failed", f"{type(error).__name__}: {error}"))
+
+    def _renew(self) -> None:
+        """New rows in place of the old, which a failed program may have taken with it; else takes no more requests."""
+        del self._engine
         try:
-            self._engine = self._new_engine()  # a failed program may have taken the rows with it
+            self._engine = self._new_engine()
         except Exception as again:
             with self._changed:
                 self._closing = True

@@ -78,8 +78,7 @@ def _has_room(arrays: Arrays, free: float) -> bool:
 def _definition(definition: ModelDefinition, convert: Callable[[LLaMo], LLaMo]) -> ModelDefinition:
     """One for each, since programs are compiled once for each definition."""
     model = nnx.merge(definition.graphdef, definition.variables)
-    with nnx.logical_axis_rules(sharding.RULES):  # inside of jax.set_mesh, eval_shape looks them up
-        return ModelDefinition(definition.config, *nnx.split(nnx.eval_shape(convert, model)))
+    return ModelDefinition(definition.config, *nnx.split(sharding.without_values(convert, model)))
 
 
 def _fixed(model: LLaMo) -> LLaMo:

@@ -21,6 +21,9 @@ from llamo_jax.parameters import Arrays
 MOLECULES = 64
 """That go through the graph side at a time, per batch shard."""
 
+ATOMS = MOLECULES * 512
+"""And their atoms, padding included: of larger molecules, fewer go at a time."""
+
 
 class Embedded(NamedTuple):
     """One molecule. graph_tokens: float32[Q, D]; levels: float32[L, F], the mean of each level over its atoms."""
@@ -35,22 +38,31 @@ def embed_graphs(
     """(index, vectors) of every molecule, as they are finished: neighbours in size share a batch."""
     shards = sharding.batch_shards(mesh)
     vocabulary = definition.config.graph_encoder.vocabulary
-    rows = MOLECULES * shards
-    order = sorted(range(len(graphs)), key=lambda index: len(graphs[index].atoms))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        batch = sharding.put_global(_collated([graphs[index] for index in chosen], rows, shards, vocabulary), mesh)
+    order = sorted(range(len(graphs)), key=lambda index: _atoms(graphs[index]))
+    start = 0
+    while start < len(order):
+        slots = MOLECULES
+        while slots > 1 and slots * _atoms(graphs[order[start : start + slots * shards][-1]]) > ATOMS:
+            slots //= 2
+        chosen = order[start : start + slots * shards]
+        start += len(chosen)
+        batch = _collated([graphs[index] for index in chosen], slots * shards, shards, vocabulary)
+        batch = sharding.put_global(batch, mesh)
         with jax.set_mesh(mesh):
             tokens, levels = jax.device_get(_embed(definition, arrays, batch))
         for place, index in enumerate(chosen):
-            shard, slot = divmod(place, MOLECULES)  # a molecule is alone in its row, and rows of a shard lie together
+            shard, slot = divmod(place, slots)  # a molecule is alone in its row, and rows of a shard lie together
             yield index, Embedded(tokens[shard, slot], levels[:, shard, slot])
+
+
+def _atoms(graph: GraphArrays) -> int:
+    """The room that a molecule takes in its row."""
+    return bucket(max(len(graph.atoms), -(-len(graph.bonds) // EDGES_PER_ATOM), len(graph.motifs)), 16)
 
 
 def _collated(graphs: Sequence[GraphArrays], rows: int, shards: int, vocabulary: GraphVocabulary) -> MoleculeGraphs:
     """One molecule a row; sizes from a short list, so that few programs are compiled."""
-    atoms = max(max(len(graph.atoms), -(-len(graph.bonds) // EDGES_PER_ATOM), len(graph.motifs)) for graph in graphs)
-    atoms = bucket(atoms, 16)
+    atoms = max(map(_atoms, graphs))
     nothing = np.zeros(2, np.int32)
     conversations = [
         EncodedConversation(nothing, nothing.astype(bool), nothing - 1, nothing, (graph,)) for graph in graphs

@@ -5,7 +5,7 @@ attention of NVIDIA GPUs; auto takes what the devices and sizes allow. All of th
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,15 @@ Attend = Callable[[Float[Array, "B T heads H"], Float[Array, "B T K H"], Float[A
 """(queries, keys, values) → Float[Array, "B T heads H"]."""
 
 
-def segment_attention(kernel: str, segments: Int[Array, "B T"], head_width: int, dtype: jnp.dtype) -> Attend:
+def segment_attention(
+    kernel: str, segments: Int[Array, "B T"], head_width: int, dtype: jnp.dtype, heads: Sequence[int] = ()
+) -> Attend:
     """Causal attention within packed segments, by the named kernel; raises ConfigError if it cannot be used.
 
-    head_width, dtype: of the queries. Rows of padding (segment 0) get meaningless finite values.
+    head_width, dtype: of the queries; heads: how many there are, of queries and of keys. Rows of padding (segment 0)
+    get meaningless finite values.
     """
-    kernel = choose_kernel(kernel, segments.shape[1], head_width, dtype)
+    kernel = choose_kernel(kernel, segments.shape[1], head_width, dtype, heads)
     if kernel == "splash":
         return functools.partial(splash_attention, segments=segments)
     if kernel == "cudnn":
@@ -42,13 +45,16 @@ def segment_attention(kernel: str, segments: Int[Array, "B T"], head_width: int,
     return functools.partial(attention, mask=causal_mask(segments))
 
 
-def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype) -> str:
+def choose_kernel(kernel: str, length: int, head_width: int, dtype: jnp.dtype, heads: Sequence[int] = ()) -> str:
     """The kernel that `kernel` stands for; raises ConfigError if it does not take these sizes."""
-    platform = sharding.platform()
+    platform, mesh = sharding.platform(), sharding.current_mesh()
+    divided = mesh is None or not any(count % mesh.shape["tensor"] for count in heads)
     splash = length % 128 == 0 and head_width % 64 == 0
     cudnn = dtype == jnp.bfloat16 and head_width % 8 == 0 and head_width <= 128 and length % 2 == 0
     if kernel == "auto":
-        return "splash" if platform == "tpu" and splash else "cudnn" if platform == "gpu" and cudnn else "xla"
+        if platform == "tpu" and splash and divided:
+            return "splash"
+        return "cudnn" if platform == "gpu" and cudnn else "xla"
     if kernel == "splash" and not (platform == "tpu" and splash):
         raise ConfigError(
             f"config.model.attention=splash needs a TPU, rows of a multiple of 128 tokens and heads of a multiple of "

@@ -34,8 +34,7 @@ class ModelDefinition:
 
 def define_model(config: ModelConfig) -> ModelDefinition:
     """The model without values; nothing is allocated."""
-    with nnx.logical_axis_rules(sharding.RULES):  # inside of jax.set_mesh, eval_shape looks them up
-        return ModelDefinition(config, *nnx.split(nnx.eval_shape(lambda: LLaMo(config, rngs=nnx.Rngs(0)))))
+    return ModelDefinition(config, *nnx.split(sharding.without_values(lambda: LLaMo(config, rngs=nnx.Rngs(0)))))
 
 
 def statistics_names(definition: ModelDefinition) -> set[str]:

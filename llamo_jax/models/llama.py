@@ -16,7 +16,7 @@ from llamo_jax.config import Bool, ConfigError, setting, settings
 from llamo_jax.config import Float as Number
 from llamo_jax.config import Int as Integer
 from llamo_jax.models import layers
-from llamo_jax.models.attention import SAVED, any_length, cached_attention, segment_attention
+from llamo_jax.models.attention import SAVED, Attend, any_length, cached_attention, segment_attention
 from llamo_jax.models.flops import Flops, LinearFlops
 
 CACHE_AXES = (sharding.BATCH_AXES, "tensor", None, None)
@@ -207,7 +207,7 @@ class LlamaDecoder(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Final hidden states (normalised, ready for `logits`) of packed rows: tokens see their own segment alone."""
         self._check_length(segments.shape[1])
-        attend = segment_attention(self.attention, segments, self.config.head_width, jnp.dtype(self.compute_dtype))
+        attend = self._attention(self.attention, segments)
         cos, sin = rope_tables(positions, self.config)  # once, and not in every layer
 
         def body(layer: DecoderLayer, _: Any, x: Array) -> Array:
@@ -215,6 +215,11 @@ class LlamaDecoder(nnx.Module):
 
         x = sharding.constrain_rows(embeddings.astype(self.compute_dtype))
         return self.norm(self.run_layers(body, x, remat=self.remat))
+
+    def _attention(self, kernel: str, segments: Int[Array, "B T"]) -> Attend:
+        config = self.config
+        heads = (config.num_heads, config.num_kv_heads)
+        return segment_attention(kernel, segments, config.head_width, jnp.dtype(self.compute_dtype), heads)
 
     def prefill(
         self, embeddings: Float[Array, "B T D"], segments: Int[Array, "B T"], slots: int
@@ -226,9 +231,7 @@ class LlamaDecoder(nnx.Module):
         self._check_length(slots)
         length = segments.shape[1]
         ends = jnp.maximum(jnp.sum(segments > 0, axis=1) - 1, 0)[:, None]
-        attend = segment_attention(
-            any_length(self.attention), segments, self.config.head_width, jnp.dtype(self.compute_dtype)
-        )
+        attend = self._attention(any_length(self.attention), segments)
         cos, sin = rope_tables(np.arange(length)[None], self.config)
         # an end sees its prompt's tokens and itself; what lies behind in the cache is zeros
         seen_by_ends = jnp.arange(slots) <= ends[..., None]

@@ -106,7 +106,7 @@ class LLaMo(nnx.Module):
         if set(stored.parts) != set(PARTS):
             raise parameters.WeightsError(f"{folder} holds only {stored.parts}; train it with config.init_from")
         mesh = mesh or sharding.single_device_mesh()
-        graphdef, variables = nnx.split(nnx.eval_shape(lambda: cls(stored.config, rngs=nnx.Rngs(0))))
+        graphdef, variables = nnx.split(sharding.without_values(lambda: cls(stored.config, rngs=nnx.Rngs(0))))
         abstract = parameters.abstract_arrays(variables, stored.config.frozen_dtype, mesh, trained={})
         parameters.check_names(set(abstract), stored.weights)
         # in the dtype that they are stored in: loading is no place to round

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from llamo_jax import sharding
 from llamo_jax.parameters import WeightsError, path_name
 from llamo_jax.weights import Layer, Weights, stack
 
@@ -67,7 +68,7 @@ def to_torch(rules: Iterable[Rule], arrays: Weights) -> dict[str, Any]:
 
 def variable_shapes(make: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
     """Shape by path of every variable of the module that `make` builds; nothing is allocated."""
-    variables = nnx.to_flat_state(nnx.state(nnx.eval_shape(make)))
+    variables = nnx.to_flat_state(nnx.state(sharding.without_values(make)))
     return {path_name(path): tuple(variable.shape) for path, variable in variables}
 
 

@@ -25,9 +25,12 @@ from llamo_jax import distributed
 from llamo_jax.config import ConfigError, PromptConfig, differences, from_dict, to_dict
 from llamo_jax.models import ModelConfig
 from llamo_jax.models.config import ARCHITECTURE
+from llamo_jax.models.definition import define_model
 from llamo_jax.models.folder import PARTS, is_model_folder, read_model
+from llamo_jax.models.lora import PARTS as LORA_PARTS
 from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.training.config import Config
+from llamo_jax.training.trainable import rules_of
 
 T = TypeVar("T")
 
@@ -368,15 +371,22 @@ def write_base(folder: epath.Path, base: Base) -> None:
 
 
 def trained_language_model(folder: epath.PathLike) -> list[str]:
-    """What a run trained of the language model itself, besides adapters on it: some paths, [] if nothing."""
-    train = read_config(folder).train
-    found = ["language_model/embedding"] if train.train_token_embedding else []
-    probes = ("language_model/embedding", "language_model/norm/scale", "language_model/layers/query/kernel",
-              "language_model/layers/down/kernel", "language_model/lm_head/kernel")  # fmt: skip
-    for probe in probes:
-        decided = next((trained for pattern, trained in train.trainable if re.fullmatch(pattern, probe)), False)
-        found += [probe] if decided else []
-    return found
+    """What a run trained of the language model itself, besides adapters on it: paths, [] if nothing."""
+    config = read_config(folder)
+    names = sorted(define_model(config.model).names())
+    decided = {name: next((each for pattern, each in rules_of(config.train) if re.fullmatch(pattern, name)), False)
+               for name in names}  # fmt: skip
+    adapters = tuple(f"/{part}" for part in LORA_PARTS)
+    return [name for name in names if decided[name] and name.startswith("language_model/")
+            and not name.endswith(adapters)]  # fmt: skip
+
+
+def trainer_of_language_model(folder: epath.PathLike) -> epath.Path | None:
+    """Of the runs that this one started from, the last that trained the language model itself; None if none has."""
+    base = read_base(folder)
+    if base is None or is_model_folder(base.folder):
+        return None
+    return base.folder if trained_language_model(base.folder) else trainer_of_language_model(base.folder)
 
 
 def read_origin(folder: epath.PathLike) -> Mapping[str, Any] | None:

@@ -92,6 +92,26 @@ MISTRAL = (
 )
 
 
+def test_the_default_of_several_templates_is_taken(tmp_path):
+    """Hermes and others bring one for tools as well."""
+    small = train_tokenizer(["What is it?"], 300)
+    small._tokenizer.chat_template = {"default": MISTRAL, "tool_use": "x"}
+    assert small.chat_template == MISTRAL
+    small.save(tmp_path / "several")
+    again = load_tokenizer(tmp_path / "several")
+    assert again.render_chat([{"role": "user", "content": "a"}], add_generation_prompt=True) == "<s>[INST] a [/INST]"
+
+
+def test_models_without_a_space_in_front(tmp_path):
+    content = (GOLDEN / "tokenizer_tiny" / "tokenizer.model").read_bytes()
+    for name, more in (("with", b""), ("without", b"\x1a\x02\x18\x00")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.model").write_bytes(content + more)
+    usual, other = (load_tokenizer(tmp_path / name) for name in ("with", "without"))
+    assert usual.encode(["CC"]) != other.encode(["CC"]) == usual.encode(["CC"], [True])
+    assert usual.fingerprint() != other.fingerprint()
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("template", [TINYLLAMA, MISTRAL])
 def test_chat_templates_of_sentencepiece_models(template, legacy, tmp_path):

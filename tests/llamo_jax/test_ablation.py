@@ -1,5 +1,6 @@
 """Projectors compared: equal budgets, cells that are not trained twice, means and differences by hand."""
 
+import itertools
 import json
 import os
 import types
@@ -7,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from llamo_jax import runs
+from llamo_jax import runs, sharding
 from llamo_jax.analysis import ablation, cells, experiments
 
 KINDS = ("multi_level", "none")
@@ -95,6 +96,22 @@ def test_the_plan(few, tmp_path, capsys):
     assert "6 runs of 2 steps" in printed
     assert "| none | 3 |" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_hold_as_many_conversations_whatever_is_shown(few):
+    values = experiments.read_config_file("configs/stage1.py:tiny")
+    values.data.source = str(few / "description")
+    rows = {}
+    for kind, text in itertools.product(KINDS, ("hidden", "shown")):
+        config = cells.cell_config(values, cells.Cell(kind, text, seed=0))
+        _, data, _ = runs.read_data(config, sharding.make_mesh(config.mesh))
+        rows[kind, text] = (config.data.tokens_per_row, data.train.conversations_per_row(0))
+    tokens = {cell: each[0] for cell, each in rows.items()}
+    assert tokens["multi_level", "hidden"] == 256
+    assert tokens["none", "hidden"] < tokens["none", "shown"] < 256 < tokens["multi_level", "shown"]
+    held = [each[1] for each in rows.values()]
+    # of about two hundred slots, 28 or 50 more a conversation would be another fifth of them
+    assert held == pytest.approx([held[0]] * 4, rel=0.07)
 
 
 def test_means_and_paired_differences():

@@ -2,12 +2,15 @@
 
 import dataclasses
 import queue
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.records import featurized
+from data_pipeline.tokenizer import load_tokenizer, pieces
+from llamo_jax.analysis.attention import words_of
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
 from llamo_jax.generation.batcher import Batcher, BusyError, Sampling
@@ -110,8 +113,11 @@ def test_a_request_that_nobody_waits_for_gives_its_row_back(generator):
         with pytest.raises(BusyError, match="8 requests are waiting already") as error:
             Asked(batcher, prompt, Sampling(2))
         assert not error.value.closing
+        queued.tickets[-1].cancel()  # who has left takes no room from others
+        late = Asked(batcher, prompt, Sampling(2))
         running.tickets[0].cancel()  # one row is enough for those that wait
-        assert [reason for *_, reason in queued.result()] == ["length"] * ROWS
+        assert [reason for *_, reason in queued.result()] == ["length"] * (ROWS - 1) + ["cancelled"]
+        assert late.result()[0][2] == "length"
         assert batcher.running == ROWS - 1
         for ticket in running.tickets:
             ticket.cancel()
@@ -205,6 +211,20 @@ def test_characters_of_several_tokens_are_shown_whole():
     stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"))
     shown = [stream.shown(tokens[: n + 1], whole=n + 1 == len(tokens)) for n in range(len(tokens))]
     assert shown == ["", "é", "", "", "中"]
+
+
+def test_tokens_are_pieces_of_the_text():
+    """Also sentencepiece's, whose space before a word is lost where a token is decoded alone."""
+    tokenizer = load_tokenizer(Path(__file__).parents[1] / "golden" / "tokenizer_tiny")
+    text = "It is an acid, é中."
+    (ids,) = tokenizer.encode([text])
+    assert "".join(tokenizer.decode([index]) for index in ids) != text
+    found = pieces(tokenizer.decode, ids)
+    assert "".join(found) == text
+    assert [word for word, _ in words_of(found)] == text.split()
+    letters = list("é中".encode())
+    assert pieces(lambda ids: bytes(ids).decode(errors="replace"), letters) == ["", "é", "", "", "中"]
+    assert pieces(lambda ids: bytes(ids).decode(errors="replace"), letters[:-1]) == ["", "é", "", ""]
 
 
 def _with(generator, decoding):

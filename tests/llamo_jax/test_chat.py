@@ -9,7 +9,7 @@ from data_pipeline import prepare
 from data_pipeline.records import read_manifest
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig
 from llamo_jax.loading import describe_model
 
 
@@ -121,3 +121,29 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(trained, monkeypatch, capsys):
     assert answered[2][0][0] == "Stop."
     assert answered[2][0][1]
     assert next(lines, None) is None
+
+
+def test_a_line_that_cannot_be_answered_ends_nothing(trained, monkeypatch, capsys):
+    """What was said can still be saved."""
+    lines = iter(["first", UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "second"])
+
+    def typed(_):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    def stream(self, question, **_):
+        if question == "first":
+            raise ConfigError("the conversation has no room")
+        yield "an answer"
+
+    monkeypatch.setattr(builtins, "input", typed)
+    monkeypatch.setattr(Assistant, "stream", stream)
+    chat.main(["--checkpoint", str(trained), "--smiles", "CCO"])
+    printed = capsys.readouterr().out
+    assert "the conversation has no room\n/reset begins a new conversation, /save FILE keeps this one" in printed
+    assert "a line that is no utf-8 was left out" in printed
+    assert "an answer" in printed

@@ -78,6 +78,13 @@ def _labelled(labels: list[dict[str, str]]) -> tuple[set[Verdict], set[tuple[int
          {"E double bonds=1": True, "stereocentres": True, "charge": False}),
         ("It is negatively charged and has 2 aromatic rings.", "[O-]C(=O)c1ccccc1",
          {"charge=negative": True, "aromatic rings=2": False}),
+        ("A lactone ring and a chromone ring; amino functional groups, a cyano functional group.", "NC1CC(=O)O1",
+         {"lactone": True, "amino": True, "nitrile": False}),
+        ("It has two rings and no functional groups.", "C1CCCCC1", {"rings=2": False, "functional groups": True}),
+        ("It has the formula H2SO4.", "OS(=O)(=O)O", {"formula=H2SO4": True}),
+        ("It has the formula H3SO4.", "OS(=O)(=O)O", {"formula=H3SO4": False}),
+        ("It has the formula NH4+.", "[NH4+]", {"formula=NH4+": True}),
+        ("It has the formula NH4.", "[NH4+]", {"formula=NH4": False}),
         ("A methoxy group and a gamma-lactone.", "CCOC(C)=O", {"methoxy": False, "lactone": False}),
     ],
 )  # fmt: skip

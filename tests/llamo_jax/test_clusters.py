@@ -150,6 +150,8 @@ def test_addresses_come_from_flags_or_the_environment(connected):
     given = {"JAX_COORDINATOR_ADDRESS": "host:2", "JAX_NUM_PROCESSES": "2"}
     assert connected({}, "host:1", 4, 2) == (("host:1", 4, 2), None)
     assert connected(given | {"JAX_PROCESS_ID": "1"}) == (("host:2", 2, 1), None)
+    assert connected(given | {"JAX_PROCESS_ID": "1"}, None, 1) is None  # alone, whatever the launcher has set
+    assert connected(given | {"JOB_COMPLETION_INDEX": "2"}, None, 1) is None
     with pytest.raises(ConfigError, match="need all of"):
         connected(given)
     with pytest.raises(ConfigError, match="need all of"):

@@ -427,6 +427,9 @@ def test_saved_models_load_on_any_mesh(saved):
         jax.tree.map(np.testing.assert_array_equal, arrays, expected)
     kernel = arrays["language_model/layers/gate/kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 24)}
+    with jax.set_mesh(mesh):
+        within = parameters.flatten(nnx.state(LLaMo.load(folder, mesh)))
+    jax.tree.map(np.testing.assert_array_equal, within, expected)
     batch = helpers.batch()
     np.testing.assert_array_equal(LLaMo.load(folder)(batch)[0], model(batch)[0])
 

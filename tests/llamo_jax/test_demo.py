@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from data_pipeline.known_molecules import known_molecules
-from llamo_jax.apps.assistant import Assistant
+from llamo_jax.apps.assistant import Assistant, Explanation, Look
 from llamo_jax.apps.demo import editor, shown
 from llamo_jax.apps.demo.talk import Talk
 from llamo_jax.config import DecodingConfig
@@ -332,6 +333,17 @@ def test_markup_of_what_people_type_is_text():
     assert "\n    # no heading\n" in markdown
     assert "\n    a\n    <b>\n" in markdown
     assert shown.molecules([]) == '<div class="llamo-cards"></div>'
+
+
+def test_what_is_too_large_is_not_drawn():
+    """Coordinates of such a chain take hours, and RDKit cannot be interrupted."""
+    cards = shown.molecules(["C" * 5000, "CCO"])
+    assert "more than 300 atoms, not drawn" in cards
+    assert "C5000H10002" in cards
+    assert cards.count("<svg") == 1
+    look = Look(["an", "acid"], np.ones((2, 400)), None)
+    found = shown.explanation(Explanation("an acid", [], [look]), ["C" * 400])
+    assert found.count("not drawn") == 2
 
 
 def test_an_empty_answer_is_told():

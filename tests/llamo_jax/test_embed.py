@@ -87,3 +87,33 @@ def test_what_cannot_work_is_one_line(tmp_path):
         with pytest.raises(SystemExit, match=said) as error:
             embed.main([*options, "--output", str(tmp_path / output)])
         assert "\n" not in str(error.value)
+
+
+def test_a_few_large_molecules_go_at_a_time(assistant, monkeypatch):
+    """A batch has the room of its largest molecule in every slot: 64 of ten thousand atoms would fill any memory."""
+    shapes = []
+    collated = embeddings._collated
+
+    def counted(graphs, rows, *more):
+        shapes.append((len(graphs), rows))
+        return collated(graphs, rows, *more)
+
+    monkeypatch.setattr(embeddings, "_collated", counted)
+    many = ["C" * 300, *["CCO"] * 600, "C" * 301]
+    expected = assistant.embed(many)
+    monkeypatch.setattr(embeddings, "ATOMS", 1024)
+    shapes.clear()
+    found = assistant.embed(many)
+    assert shapes[0] == (64 * 8, 64 * 8)
+    assert shapes[-1][1] == 2 * 8
+    assert sum(count for count, _ in shapes) == len(many)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_texts_too_long_for_numpy_are_told_before_the_model_runs(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "MOST_CHARACTERS", 100)
+    source = tmp_path / "molecules.smi"
+    source.write_text("CCO\n" * 9 + "C" * 40 + "\n")
+    options = ["--checkpoint", "nowhere", "--input", str(source), "--output", str(tmp_path / "vectors.npz")]
+    with pytest.raises(SystemExit, match=r"the longest \(40 characters\), too much for 10; .*ends in \.parquet"):
+        embed.main(options)

@@ -203,6 +203,7 @@ def test_llama_3s_wavelengths_are_recognised(tmp_path, ids, factor):
         ({"metadata": {"llama.expert_count": 8}}, "llama.expert_count=8 is not implemented"),
         ({"metadata": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type='yarn' is not implemented"),
         ({"metadata": {"llama.rope.dimension_count": 32}}, "llama.rope.dimension_count=32 is not the width of a head"),
+        ({"metadata": {"split.count": 2}}, "one of 2 parts; put them together with llama-gguf-split --merge"),
         ({"metadata": {"llama.block_count": None}}, "lacks num_hidden_layers"),
         ({"metadata": {"llama.block_count": 3}}, "missing: .*model.layers.2.input_layernorm.weight"),
         ({"tensors": {"blk.0.attn_q.weight": None}}, r"missing: \['model.layers.0.self_attn.q_proj.weight'\]"),
@@ -335,6 +336,25 @@ def test_sentencepiece_is_put_together_again(tmp_path, shared_data, texts):
     assert [ours.decode(ids) for ids in ours.encode(texts)] == texts
     assert (ours.bos_id, ours.eos_id, ours.size) == (1, 2, 32000)
     assert ours.encode(["</s>"]) != [[2]]
+
+    # as older files have what ends a turn: a piece of text
+    turn = ["<|im_end|>", "<|im_start|>", "[x]"]
+    more = keys | {
+        "tokenizer.ggml.tokens": [*keys["tokenizer.ggml.tokens"], *turn],
+        "tokenizer.ggml.scores": [*keys["tokenizer.ggml.scores"], 0.0, 0.0, 0.0],
+        "tokenizer.ggml.token_type": [*types, *[int(TokenType.USER_DEFINED)] * 3],
+        "tokenizer.ggml.eos_token_id": count,
+        "tokenizer.ggml.padding_token_id": 0,  # what is unknown pads
+        "tokenizer.chat_template": "{{ '<|im_start|>' }}",
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    ours = gguf_files.read_tokenizer(gguf_files.read(write(tmp_path / "older.gguf", tokenizer=more)))
+    assert ours.eos_id == count
+    found = ours.encode(["CC<|im_end|><|im_start|>[x]"])[0]
+    assert count not in found
+    assert count + 1 not in found
+    assert found[-1] == count + 2  # neither ends answers nor frames them
+    assert ours.encode(["CC"]) == ours.encode(["CC"], [True])
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ def test_yes_and_no_are_equally_frequent_and_no_graph_is_in_two_splits(records):
         yes, no = counts[kind, "Yes."], counts[kind, "No."]
         assert min(yes, no) > 60
         assert abs(yes - no) <= 3  # one for each split
+    numbers = Counter(number for _, record in records for number in record.graphs[0].atoms[:, 0].tolist())
+    # any number may name a node: the last of a large graph is in no training graph otherwise
+    assert len(numbers) == 80
+    assert min(numbers.values()) > 0.5 * max(numbers.values())
     hashes = {}
     for split, record in records:
         hashes.setdefault(split, set()).add(graph_reasoning.shape_hash(graph_of(record)))

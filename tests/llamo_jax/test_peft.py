@@ -23,6 +23,7 @@ from llamo_jax.models import LLaMo, layers
 from llamo_jax.models.folder import read_model
 from llamo_jax.models.lora import LoRAConfig, add_adapters, with_dropout
 from llamo_jax.parameters import WeightsError
+from llamo_jax.training import workdir
 from tests import helpers
 from tests.llamo_jax.test_convert import our_logits, run, torch_logits, torch_model
 from tests.llamo_jax.test_training import small_run
@@ -308,6 +309,15 @@ def test_a_run_that_trained_its_language_model_has_no_adapters_to_give(few, tmp_
         SystemExit, match=r"its language model was trained, such as language_model/norm/scale; .*use to_hug"
     ):
         run("to_peft", "--checkpoint", tmp_path / "both", "--output", tmp_path / "peft")
+    rules = ((".*/lora_.*", True), ("language_model/layers/mlp_norm/.*", True), (".*", False))
+    assert workdir.trained_language_model(tmp_path / "only") == []
+    changed = json.loads((tmp_path / "only" / "config.json").read_text())
+    changed["train"]["trainable"] = rules
+    (tmp_path / "norms").mkdir()
+    (tmp_path / "norms" / "config.json").write_text(json.dumps(changed))
+    assert workdir.trained_language_model(tmp_path / "norms") == ["language_model/layers/mlp_norm/scale"]
     # on a language model that an earlier run has trained: that one is the base
+    with pytest.raises(SystemExit, match=r"stand on a language model that .*first has trained; .*give --base_model"):
+        run("to_peft", "--checkpoint", tmp_path / "only", "--output", tmp_path / "peft")
     run("to_huggingface", "--checkpoint", tmp_path / "first", "--output", tmp_path / "base")
     run("to_peft", "--checkpoint", tmp_path / "only", "--base_model", tmp_path / "base", "--output", tmp_path / "peft")

@@ -17,7 +17,7 @@ QUESTION = "What is it?"
 @pytest.fixture
 def options(trained, tmp_path):
     source = tmp_path / "molecules.csv"
-    source.write_text("smiles\n" + "\n".join(SMILES) + "\n")
+    source.write_text("smiles,other\n" + "\n".join(f"{smiles},CC" for smiles in SMILES) + "\n")
     return ["--checkpoint", str(trained), "--input", str(source), "--question", QUESTION, "--max_new_tokens", "6"]
 
 
@@ -58,6 +58,8 @@ def test_it_goes_on_where_it_was_interrupted(options, tmp_path, monkeypatch):
     assert stopped.value.code == 130
     with pytest.raises(SystemExit, match="holds answers of another run \\(other decoding\\)"):
         predict.main([*options, *output])
+    with pytest.raises(SystemExit, match="other smiles_column"):
+        predict.main([*drawn, *output, "--smiles_column", "other"])
     asked = []
 
     def counted(self, records, **named):
@@ -69,3 +71,16 @@ def test_it_goes_on_where_it_was_interrupted(options, tmp_path, monkeypatch):
     assert asked == [2]
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "calm.jsonl").read_text()
     assert [json.loads(line)["row"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 3, 4, 5]
+
+
+def test_a_row_without_the_column_is_left_out(options, tmp_path, capsys):
+    source, output = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"smiles": "CCO"}\n{"name": "x"}\n{"smiles": null}\n')
+    options = [str(source) if each.endswith("molecules.csv") else each for each in options]
+    predict.main([*options, "--output", str(output)])
+    printed = capsys.readouterr().out
+    assert "1 answers" in printed
+    assert "left out        1  no smiles" in printed
+    assert "left out        1  empty smiles" in printed
+    with pytest.raises(SystemExit, match=r"no column 'SMILES'; found \['smiles', 'name'\]"):
+        predict.main([*options, "--output", str(tmp_path / "more.jsonl"), "--smiles_column", "SMILES"])

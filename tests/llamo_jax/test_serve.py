@@ -136,6 +136,12 @@ def test_a_stream_is_the_same_answer_in_pieces(client, expected):
     assert scores == [each.logprob for each in whole.choices[0].logprobs.content]
     assert len(scores) == whole.usage.completion_tokens == chunks[-1].usage.completion_tokens
     assert all(score < 0 for score in scores)
+    tokens = [each.token for each in whole.choices[0].logprobs.content]
+    assert "".join(tokens).strip() == whole.choices[0].message.content
+    place = next(n for n, token in enumerate(tokens) if n > 2 and token.strip() and token not in tokens[:n])
+    cut = ask(client, logprobs=True, stop=tokens[place]).choices[0]
+    assert cut.message.content == "".join(tokens[:place]).strip()
+    assert [each.token for each in cut.logprobs.content if each.token] == [each for each in tokens[:place] if each]
 
 
 def test_settings_of_a_request(client, expected):
@@ -220,6 +226,8 @@ def test_embeddings_are_the_assistants(trained, client):
     np.testing.assert_allclose(vector, assistant.embed(["CCO"])[0], atol=1e-5)
     with pytest.raises(openai.UnprocessableEntityError, match="nonsense"):
         client.embeddings.create(model="llamo", input=["CCO", "nonsense"])
+    with pytest.raises(openai.BadRequestError, match="a molecule has 600 atoms; at most 512 are allowed"):
+        client.embeddings.create(model="llamo", input=["CCO", "C" * 600])
 
 
 def test_a_client_that_goes_away_gives_its_row_back(server, client, caplog):
@@ -307,6 +315,12 @@ def test_the_log_has_no_prompts(server, client, caplog):
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(server):
     with pytest.raises(SystemExit, match=r"cannot listen at 127\.0\.0\.1:\d+: Address already in use; choose another"):
         serve.main(["--checkpoint", "nowhere", "--port", str(server.options.port)])
+
+
+def test_addresses_of_version_6():
+    serve._check_port("::1", 0)
+    with pytest.raises(DataError, match="cannot listen at ::2:0"):
+        serve._check_port("::2", 0)
 
 
 def test_what_nobody_could_use_is_one_line():

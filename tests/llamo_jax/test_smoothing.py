@@ -95,7 +95,7 @@ def test_convergence_of_disconnected_pairs():
 def test_the_program(untrained, few, tmp_path, capsys):
     """Random encoders and a trained model; deep ones without residuals become alike."""
     command = f"--output {tmp_path}/out --data {few}/description --split validation --checkpoint {untrained}"
-    settings = "--depths 8,1 --width 32 --seeds 2 --molecules 12"
+    settings = "--depths 8,1 --levels_of 8 --width 32 --seeds 2 --molecules 12"
     oversmoothing.main([*command.split(), *settings.split()])
     result = json.loads((tmp_path / "out" / "oversmoothing.json").read_text())
     assert (tmp_path / "out" / "oversmoothing.png").read_bytes().startswith(b"\x89PNG")
@@ -106,6 +106,13 @@ def test_the_program(untrained, few, tmp_path, capsys):
     assert len(rank) == 10
     assert rank["gin", False, False, 8] < 1.5 < rank["gin", False, True, 1]
     assert rank["gin", False, False, 8] < min(rank["gin", False, False, 1], rank["gin", False, True, 8])
+    output = {row["name"]: row["effective_rank"]["mean"] for row in result["random"] if row["depth"] == 8}
+    levels = {(row["name"], row["level"]): row["effective_rank"]["mean"] for row in result["random_levels"]}
+    assert len(output) == 5
+    assert len(levels) == 5 * 9
+    assert {name: levels[name, 8] for name in output} == output
+    # one network, from its embedding on: all the same before its layers, and not behind them
+    assert levels["gin, no residual, no batch norm", 8] < levels["gin, no residual, no batch norm", 1]
     assert [row["level"] for row in result["trained"]] == [0, 1, 2, 3, 4, 5, "graph tokens"]
     assert "dirichlet_energy" not in result["trained"][-1]
     sizes = result["trained"][0]["effective_rank"]["by_atoms"]

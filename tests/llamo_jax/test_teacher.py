@@ -3,9 +3,20 @@
 import json
 from collections import defaultdict
 
+import pytest
+
 from data_pipeline.instruct.__main__ import main
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
+
+
+def test_what_is_no_model_is_one_line(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("smiles,description\nCCO,An alcohol.\n")
+    options = ["--input", str(path), "--output", str(tmp_path / "out"), "--teacher", "assistant", "--model", "nowhere"]
+    for more, message in (([], "nowhere"), (["--top_p", "0"], "top_p"), (["--seed", "-1"], "seed")):
+        with pytest.raises(SystemExit, match=message):
+            main([*options, *more])
 
 
 def test_the_answers_are_the_models(trained, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rdkit import Chem
 from rdkit.Chem.Descriptors import MolWt  # type: ignore[attr-defined]  # made when it is imported
+from rdkit.Chem.rdDepictor import Compute2DCoords
 from rdkit.Chem.rdMolDescriptors import CalcMolFormula
 
 from data_pipeline import drawing
@@ -26,20 +27,25 @@ def molecules(smiles: Sequence[str], names: Sequence[str] = ()) -> str:
     for number, each in enumerate(smiles):
         try:
             tried(featurize, each)
-            mol = parse_smiles(each)
+            picture = tried(_picture, each)
         except InvalidMoleculeError as error:
             text = html.escape(str(error)[:LONGEST_REFUSAL])
             cards.append(f'<figure class="llamo-card llamo-refused" role="alert">{text}</figure>')
             continue
+        mol = parse_smiles(each)
         name = names[number] if number < len(names) else ""
         title = f"<b>{html.escape(name)}</b> " if name else ""
         facts = f"{title}{CalcMolFormula(mol)}, {MolWt(mol):.2f} g/mol"
         label = html.escape(f"structure of {name or each}", quote=True)
         cards.append(
-            f'<figure class="llamo-card" role="img" aria-label="{label}">{drawing.markup(mol, SIZE)}'
+            f'<figure class="llamo-card" role="img" aria-label="{label}">{picture}'
             f"<figcaption>{facts}</figcaption></figure>"
         )
     return f'<div class="llamo-cards">{"".join(cards)}</div>'
+
+
+def _picture(smiles: str) -> str:
+    return drawing.markup(parse_smiles(smiles), SIZE)
 
 
 def explanation(found: Explanation, smiles: Sequence[str]) -> str:
@@ -55,6 +61,8 @@ def explanation(found: Explanation, smiles: Sequence[str]) -> str:
     parts = [f'<h4>Claims, checked by RDKit</h4><ul class="llamo-claims">{claims}</ul>' if claims else nothing]
     for number, (look, each) in enumerate(zip(found.looks, smiles, strict=False), start=1):
         mol = parse_smiles(each)
+        if mol.GetNumHeavyAtoms() <= drawing.LARGEST:
+            Compute2DCoords(mol)  # once, and not for every word
         words = []
         for word, atoms in zip(look.words, look.atoms, strict=True):
             look_at = drawing.markup(mol, LOOK_SIZE, **highlights(atoms))

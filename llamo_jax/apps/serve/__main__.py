@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         stopping = _drains(server, service.batcher, options.drain_seconds)
         print("compiling, which is waited for once …", file=sys.stderr, flush=True)
         warm_up(service)
-        where = f"http://{options.host}:{options.port}/v1"
+        where = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{options.port}/v1"
         print(
             f"{settings.name}: {service.assistant.about}; {where}, {service.batcher.rows} side by side", file=sys.stderr
         )
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _check_port(host: str, port: int) -> None:
     """Raises DataError if nobody could be answered there, before a model is loaded."""
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OverflowError:
         raise DataError(f"--port {port} is none: ports are 0 to 65535") from None
     except OSError as error:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from llamo_jax import __version__
 from llamo_jax.apps.serve.limits import BoundedBody
 from llamo_jax.apps.serve.schema import APIError, ChatRequest, EmbeddingRequest
-from llamo_jax.apps.serve.service import Answering, Service, log_probabilities
+from llamo_jax.apps.serve.service import Answering, Service
 from llamo_jax.generation.batcher import Piece
 
 R = TypeVar("R", bound=pydantic.BaseModel)
@@ -102,7 +102,7 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
         async def work() -> None:
             async for number, _, piece in _timed(request, answering):
                 if asked.logprobs:
-                    scores[number] += log_probabilities(service, piece)["content"]
+                    scores[number] += service.log_probabilities(answering.choices[number], piece)
 
         await _unless_gone(request, work())
         choices = [
@@ -133,15 +133,16 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
                     yield event([{"index": number, "delta": delta, "logprobs": None, "finish_reason": None}])
                 try:
                     async for number, text, piece in _with_first(first, pieces):
-                        reason = answering.choices[number].reason
-                        if text or reason or asked.logprobs:
+                        choice = answering.choices[number]
+                        scores = {"content": service.log_probabilities(choice, piece)} if asked.logprobs else None
+                        if text or choice.reason or scores:
                             yield event(
                                 [
                                     {
                                         "index": number,
                                         "delta": {"content": text} if text else {},
-                                        "logprobs": log_probabilities(service, piece) if asked.logprobs else None,
-                                        "finish_reason": reason,
+                                        "logprobs": scores,
+                                        "finish_reason": choice.reason,
                                     }
                                 ]
                             )
@@ -171,7 +172,8 @@ def make_app(service: Service, settings: Settings) -> FastAPI:
     async def embeddings(request: Request) -> Response:
         asked = await _read(request, EmbeddingRequest)
         check(request, asked.model)
-        vectors = (await service.embed(asked.smiles(), asked.what)).reshape(len(asked.smiles()), -1)
+        found = await _unless_gone(request, service.embed(asked.smiles(), asked.what))
+        vectors = found.reshape(len(asked.smiles()), -1)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(vector, asked.encoding_format)}
             for index, vector in enumerate(vectors)

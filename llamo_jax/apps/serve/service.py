@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -12,13 +13,17 @@ from data_pipeline.batch import EncodedConversation
 from data_pipeline.conversation import Conversation, Message
 from data_pipeline.errors import DataError
 from data_pipeline.guard import tried
-from data_pipeline.molecule import InvalidMoleculeError, featurize
+from data_pipeline.molecule import InvalidMoleculeError, featurize, parse_smiles
 from data_pipeline.records import featurized
+from data_pipeline.tokenizer import pieces
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.apps.serve.schema import APIError, ChatRequest
 from llamo_jax.config import ConfigError
 from llamo_jax.generation.batcher import Batcher, BusyError, Piece, Sampling
 from llamo_jax.generation.texts import TextStream
+
+CONTEXT = 8
+"""Tokens before a token that tell whether a space stands in front of it, and which character it ends."""
 
 RETRY_SECONDS = 1
 """What a client is told to wait when the queue is full."""
@@ -73,7 +78,11 @@ class Service:
         messages = tuple(
             Message("system" if each.role == "developer" else each.role, each.text()) for each in request.messages
         )
-        conversation = Conversation(tuple(self._checked(request.smiles())), messages)
+        smiles = request.smiles()
+        if len(smiles) > self.batcher.room.molecules:  # before any of them is read
+            told = f"{len(smiles):,} molecules are shown; at most {self.batcher.room.molecules:,} are allowed"
+            raise APIError(400, told, code="context_length_exceeded", param="molecules")
+        conversation = Conversation(tuple(self._checked(smiles)), messages)
         generator = self.assistant.generator
         try:
             (prompt,) = generator.encoder.encode([featurized(conversation)])
@@ -98,10 +107,10 @@ class Service:
         Raises APIError if they cannot be answered. Whoever stops iterating gives the rows back.
         """
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        arrived: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
 
         def deliver(number: int, piece: Piece) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
+            loop.call_soon_threadsafe(arrived.put_nowait, (number, piece))
 
         try:
             tickets = self.batcher.submit(asked.prompt, asked.samplings, deliver, seconds=self.seconds)
@@ -110,7 +119,7 @@ class Service:
             raise APIError(status, str(error), code=code, retry_after=RETRY_SECONDS) from None
         try:
             while any(choice.reason is None for choice in asked.choices):
-                number, piece = await pieces.get()
+                number, piece = await arrived.get()
                 choice = asked.choices[number]
                 if choice.reason is not None:
                     continue  # a text that ends answers came, and its row has gone on a little
@@ -127,20 +136,41 @@ class Service:
                 ticket.cancel()
 
     async def embed(self, smiles: Sequence[str], what: str) -> np.ndarray:
-        """float32[n, …] as of Assistant.embed; raises APIError."""
+        """float32[n, …] as of Assistant.embed; raises APIError, also for a molecule larger than a chat may show."""
+        most = self.batcher.room.atoms
 
         def embedded() -> np.ndarray:
-            return self.assistant.embed(self._checked(smiles), what=what)
+            for number, each in enumerate(self._checked(smiles)):
+                if (atoms := parse_smiles(each).GetNumAtoms()) > most:
+                    told = f"a molecule has {atoms:,} atoms; at most {most:,} are allowed"
+                    raise APIError(400, told, code="context_length_exceeded", param=f"input[{number}]")
+            return self.assistant.embed(smiles, what=what)
 
         async with self._embedding:
+            work = asyncio.ensure_future(asyncio.to_thread(embedded))
             try:
-                return await asyncio.to_thread(embedded)
+                return await asyncio.shield(work)
             except ConfigError as error:
                 raise APIError(400, str(error), code="bad_model", param="what") from None
+            except asyncio.CancelledError:
+                await asyncio.wait({work})  # a thread cannot be stopped, and the next one waits for it
+                raise
 
-    def token_texts(self, tokens: Sequence[int]) -> list[str]:
-        """Each token by itself."""
-        return [self.assistant.generator.encoder.tokenizer.decode([token]) for token in tokens]
+    def log_probabilities(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        """OpenAI's objects for the tokens of the last piece that a choice took, up to a text that ends the answer."""
+        decode, new = self.assistant.generator.encoder.tokenizer.decode, len(piece.tokens)
+        if choice.text.stopped:
+            texts = pieces(decode, choice.tokens)
+            ends = itertools.accumulate(map(len, texts))
+            blank = len("".join(texts)) - len("".join(texts).lstrip())
+            said = [end - len(text) < blank + len(choice.said) for end, text in zip(ends, texts, strict=True)][-new:]
+        else:
+            texts, said = pieces(decode, choice.tokens[-new - CONTEXT :]), [True] * new
+        return [
+            {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
+            for text, value, is_said in zip(texts[-new:], piece.log_probabilities, said, strict=True)
+            if is_said
+        ]
 
     @staticmethod
     def _checked(smiles: Sequence[str]) -> list[str]:
@@ -150,14 +180,3 @@ class Service:
             except InvalidMoleculeError as error:
                 raise APIError(422, str(error), code="invalid_molecule", param=f"molecules[{number}]") from None
         return list(smiles)
-
-
-def log_probabilities(service: Service, piece: Piece) -> dict[str, Any]:
-    """OpenAI's object for the tokens of a piece."""
-    texts = service.token_texts(piece.tokens)
-    return {
-        "content": [
-            {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, value in zip(texts, piece.log_probabilities, strict=True)
-        ]
-    }

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from llamo_jax import sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.models.interfaces import PROJECTORS, ProjectorConfig, ProjectorSizes
 from llamo_jax.models.projectors.multi_level import MultiLevelConfig
@@ -16,7 +17,7 @@ TOLERANCE = 0.05
 
 def count_parameters(config: ProjectorConfig, graph_width: int, levels: int, out_width: int) -> int:
     """Numbers in a projector's parameters; nothing is allocated."""
-    module = nnx.eval_shape(lambda: config.build(graph_width, levels, out_width, rngs=nnx.Rngs(0)))
+    module = sharding.without_values(lambda: config.build(graph_width, levels, out_width, rngs=nnx.Rngs(0)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
