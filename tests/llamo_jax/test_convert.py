@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -23,7 +24,7 @@ from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, PromptConfig
 from llamo_jax.convert import __main__ as convert
-from llamo_jax.convert import huggingface
+from llamo_jax.convert import huggingface, official
 from llamo_jax.convert.names import below, prefixed
 from llamo_jax.models import LlamaDecoder, LLaMo
 from llamo_jax.models.definition import define_model
@@ -31,7 +32,7 @@ from llamo_jax.models.folder import ModelFolder, read_model, write_model
 from llamo_jax.models.lora import add_adapters
 from llamo_jax.parameters import WeightsError
 from llamo_jax.training import checkpoints, workdir
-from llamo_jax.weights import read_file, read_folder
+from llamo_jax.weights import Layer, Stacked, read_file, read_folder, write_file
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -404,6 +405,21 @@ def test_a_hub_id_without_network_says_what_to_do():
         huggingface.locate("/no/such/folder")
 
 
+def test_layers_of_several_dtypes_become_float32(tmp_path):
+    """As in models that somebody merged: the file's header knows one dtype for all layers."""
+    layers = [np.full((2, 3), 1.5, ml_dtypes.bfloat16), np.full((2, 3), 1 / 3, np.float32)]
+    write_file(tmp_path / "model.safetensors", {"kernel": Stacked([Layer(layer[None], 0) for layer in layers])})
+    found = read_file(tmp_path / "model.safetensors")["kernel"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found[...], np.stack([layer.astype(np.float32) for layer in layers]))
+
+
+def test_a_torch_file_of_more_than_tensors_is_one_line(tmp_path):
+    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2)}}, tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=r"epoch is no tensor but int: .*from_official"):
+        official.read_graph_encoder(tmp_path / "model.pth", official.GRAPH_ENCODER, [])
+
+
 # Our own folders
 
 
@@ -545,3 +561,7 @@ def test_a_run_starts_from_a_model_folder_and_exports(base, tmp_path):
         np.testing.assert_array_equal(tensor[...], ours[name][...], err_msg=name)
     assistant = Assistant.load(tmp_path / "run", decoding=DecodingConfig(max_new_tokens=4))
     assert assistant.ask("What is it?", smiles="CCO") is not None
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    ends = generation.eos_token_id
+    assert tuple(ends if isinstance(ends, list) else [ends]) == assistant.generator.stop_ids
+    assert generation.bos_token_id == assistant.generator.encoder.tokenizer.bos_id

@@ -711,6 +711,24 @@ def test_predictions_that_json_writes_as_numbers(tmp_path):
     assert found.broken == {'"prediction" is neither text nor a number': 2}
 
 
+def test_probabilities_are_read_from_tables_too(tmp_path):
+    rows = [("Yes", "Yes", 0.75), ("No", "Yes", 1e-3), ("Yes", "No", None)]
+    lines = [json.dumps({"prediction": p, "target": t, "yes_probability": y}) for p, t, y in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    cells = [f"{p},{t},{'' if y is None else y}" for p, t, y in rows]
+    (tmp_path / "a.csv").write_text("\n".join(["prediction,target,yes_probability", *cells]))
+    found = [
+        [row["yes_probability"] for row in read_predictions(tmp_path / f"a.{kind}").rows] for kind in ("jsonl", "csv")
+    ]
+    assert found == [[0.75, 1e-3, None]] * 2
+    more = '{"prediction": "Yes", "target": "Yes", "yes_probability": NaN}\n'
+    wrong = [more.replace("NaN", each) for each in ("true", '"high"', "[1]")]
+    (tmp_path / "b.jsonl").write_text("".join([more, *wrong, more.replace("}", ', "question": 3}')]))
+    odd = read_predictions(tmp_path / "b.jsonl")
+    assert [row["yes_probability"] for row in odd.rows] == [None]
+    assert odd.broken == {'"yes_probability" is not a number': 3, '"question" is no text': 1}
+
+
 def test_reports_and_scores_survive_hostile_molecules(tmp_path):
     """A drawing that would take hours, nesting that crashes RDKit, and text that would be a link or fetch an image."""
     hostile = ["C" * 5000, "C" + "(C" * 20_000 + ")" * 20_000, "C" * 50_000, "[x](javascript:alert(1))"]

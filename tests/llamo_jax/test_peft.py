@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from etils import epath
 from flax import nnx
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from configs import stage2
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.config import MeshConfig
+from llamo_jax.convert import __main__ as convert
 from llamo_jax.convert.names import below
 from llamo_jax.generation.cpu import for_decoding
 from llamo_jax.models import LLaMo, layers
@@ -320,4 +322,13 @@ def test_a_run_that_trained_its_language_model_has_no_adapters_to_give(few, tmp_
     with pytest.raises(SystemExit, match=r"stand on a language model that .*first has trained; .*give --base_model"):
         run("to_peft", "--checkpoint", tmp_path / "only", "--output", tmp_path / "peft")
     run("to_huggingface", "--checkpoint", tmp_path / "first", "--output", tmp_path / "base")
+    # what was trained is exported as it was, also where the frozen weights are kept in fewer bits
+    shutil.copytree(tmp_path / "only", tmp_path / "short")
+    content = json.loads((tmp_path / "short" / "config.json").read_text())
+    content["model"]["frozen_dtype"] = "bfloat16"
+    (tmp_path / "short" / "config.json").write_text(json.dumps(content))
+    exact, short = (convert._read(epath.Path(tmp_path / name)).weights for name in ("only", "short"))
+    for path, array in exact.items():  # the first run has trained all of it
+        assert short[path].dtype == np.float32, path
+        np.testing.assert_array_equal(short[path], array, err_msg=path)
     run("to_peft", "--checkpoint", tmp_path / "only", "--base_model", tmp_path / "base", "--output", tmp_path / "peft")
