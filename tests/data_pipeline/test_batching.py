@@ -332,3 +332,34 @@ def test_the_last_place_of_a_row_predicts():
 def test_a_mixture_needs_weights(dataset):
     with pytest.raises(DataError, match="positive weight"):
         BatchLoader([dataset], [0.0], SHAPE)
+
+
+def test_a_mixture_has_its_weights(dataset):
+    loader = BatchLoader([dataset, _dataset(12)], [3, 1], SHAPE)
+    sources = [source for step in range(250) for source, _ in loader.training_rows(seed=1, step=step)]
+    assert [sources.count(0), sources.count(1)] == [750, 250]
+
+
+def test_only_small_splits_stay_in_memory(monkeypatch):
+    """Else a large data set fills the host's memory in its first epoch."""
+    from data_pipeline import loader
+
+    class Encoder:
+        asked = 0
+
+        def encode(self, records):
+            Encoder.asked += len(records)
+            return records
+
+    class Reader(list):
+        def fetch(self, indices):
+            return [self[index] for index in indices]
+
+    for most, asked in ((4, 4), (3, 8)):
+        monkeypatch.setattr(loader, "KEPT_IN_MEMORY", most)
+        Encoder.asked = 0
+        records = object.__new__(loader.EncodedRecords)
+        records.__dict__.update(_reader=Reader("abcd"), _encoder=Encoder(), _kept={})
+        assert records.load(np.arange(4)) == records.load(np.arange(4)) == list("abcd")
+        assert Encoder.asked == asked
+        assert len(records._kept) == (4 if most == 4 else 0)

@@ -52,6 +52,35 @@ def test_functional_groups(name, groups):
     assert functional_groups(Chem.MolFromSmiles(known_molecules()[name])) == groups
 
 
+@pytest.mark.parametrize(
+    ("smiles", "groups"),
+    [
+        ("CN(C)C(C)=O", {"amide": 1}),
+        ("CN(C)C", {"tertiary amine": 1}),
+        ("CNS(C)(=O)=O", {"sulfonamide": 1}),
+        ("CNC", {"secondary amine": 1}),
+        ("NC(C)=O", {"amide": 1}),
+        ("CN", {"primary amine": 1}),
+        ("CC(=O)OC", {"ester": 1}),
+        ("CC(=O)SC", {"thioester": 1}),
+        ("CC(=O)OC(C)=O", {"acid anhydride": 1}),
+        ("CC(=O)NC(C)=O", {"imide": 1}),
+        ("CC(=O)Cl", {"acyl halide": 1}),
+        ("CCCl", {"chloro": 1}),
+        ("COC(=O)OC", {"carbonate": 1}),
+        ("COC(=O)NC", {"carbamate": 1}),
+        ("COCOC", {"acetal": 1}),
+        ("OC=C", {"enol": 1, "alkene": 1}),
+        ("FC(F)(F)C", {"trifluoromethyl": 1}),
+        ("CSC", {"thioether": 1}),
+        ("CS(C)=O", {"sulfoxide": 1}),
+        ("CS(C)(=O)=O", {"sulfone": 1}),
+    ],
+)
+def test_a_group_is_not_a_part_of_another(smiles, groups):
+    assert functional_groups(Chem.MolFromSmiles(smiles)) == groups
+
+
 def test_ring_systems():
     found = {
         name: ring_systems(Chem.MolFromSmiles(known_molecules()[name])) for name in ("caffeine", "nicotine", "camphor")

@@ -67,3 +67,11 @@ def test_records_survive_the_disk(tmp_path):
             np.testing.assert_array_equal(array, expected)
     with pytest.raises(DataError, match="exists already"):
         prepare_records(pairs, tmp_path / "paths", VOCABULARY, Settings(task="instruction"))
+
+
+def test_where_a_graph_stands_survives_the_disk(tmp_path):
+    """LLaMo's <graph> in a question."""
+    record = graph_record([path_graph(3)], (Message("user", "Look at it"), TURN[1]), VOCABULARY)
+    record = record._replace(conversation=record.conversation._replace(graph_at=(0, 8)))
+    prepare_records([("train", record)], tmp_path / "one", VOCABULARY, Settings(task="instruction"))
+    assert RecordReader(tmp_path / "one", "train").fetch([0])[0].conversation == record.conversation

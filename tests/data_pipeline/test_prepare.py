@@ -454,3 +454,26 @@ def test_a_folder_of_an_earlier_version_is_still_done(table, tmp_path, capsys):
     prepare.main(command)
     assert "153 rows = " in capsys.readouterr().out
     assert len(read_records(tmp_path / "data", "train")) == manifest["splits"]["train"]
+
+
+def test_what_another_job_has_left_is_not_continued(table, undisturbed, tmp_path, monkeypatch):
+    other = tmp_path / "other.csv"
+    other.write_text("smiles,text\n" + "".join(f'{"C" * (n + 1)},"Chain {n}."\n' for n in range(20)))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(jobs, "_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.prepare({None: [other]}, tmp_path / "data", SETTINGS)
+    assert list(tmp_path.glob(".data*/work/rows/*"))  # cut already
+    jobs.prepare({None: [table]}, tmp_path / "data", SETTINGS)
+    assert digest(tmp_path / "data") == digest(undisturbed)
+
+
+def test_chunks_of_long_rows_are_shorter(monkeypatch):
+    monkeypatch.setattr(jobs, "CHUNK_BYTES", 100)
+    chunks = list(jobs._batched(((None, "x" * 30) for _ in range(10)), 16))
+    assert [len(chunk) for chunk in chunks] == [4, 4, 2]
+    assert [len(chunk) for chunk in jobs._batched(((None, "x") for _ in range(20)), 16)] == [16, 4]

@@ -341,3 +341,33 @@ def test_every_id_of_a_tokenizer_is_known_to_it(embedded, shared_data, tmp_path)
     assert padded.ids() == {*range(32_000), 32_005}  # the ids between have no token
     own = load_tokenizer(embedded / "tokenizer")
     assert own.ids() == set(range(own.size))
+
+
+def test_a_fingerprint_tells_what_is_shown_apart(embedded):
+    """Lengths are kept by it: those of 28 graph tokens are wrong for eight."""
+    tokenizer = load_tokenizer(embedded / "tokenizer")
+    settings = [
+        {"num_graph_tokens": count, "show_smiles": smiles, "show_graph": graph, "style": "plain"}
+        for count in (8, 28) for smiles in (True, False) for graph in (True, False)
+    ]  # fmt: skip
+    assert len({PromptEncoder(tokenizer, **each).fingerprint() for each in settings}) == len(settings)
+
+
+def test_answers_end_with_the_turn_and_with_the_text():
+    encoder, tokenizer = chat_encoder(QWEN2)
+    end = encoder.end_id
+    tokenizer.eos_token = "</s>"
+    again = PromptEncoder(HuggingFaceTokenizer(tokenizer), Q, style="chat_template", show_smiles=True)
+    assert again.end_id == end
+    assert again.stop_ids == (end, tokenizer.convert_tokens_to_ids("</s>"))
+
+
+@pytest.mark.parametrize("style", PROMPT_STYLES)
+def test_graphs_stand_where_the_question_says(encoders, style):
+    encoder = encoders[style]
+    conversation = Conversation(("CCO",), (Message("user", "Look at what?"), Message("assistant", "It.")), (0, 8))
+    (encoded,) = encoder.encode([featurized(conversation)])
+    places = np.flatnonzero(encoded.molecule >= 0)
+    before, behind = encoded.tokens[: places[0]].tolist(), encoded.tokens[places[-1] + 1 :].tolist()
+    assert encoder.tokenizer.decode(before).rstrip().endswith("Look at")
+    assert encoder.tokenizer.decode(behind).lstrip().startswith("what?")

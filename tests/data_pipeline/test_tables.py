@@ -236,3 +236,10 @@ def test_a_parquet_column_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeyp
     (row,) = read_rows(tmp_path / "a.parquet")
     assert isinstance(row, BadRow)
     assert row == ("longer than 1,000 bytes", "column smiles")
+
+
+def test_lists_of_numbers_are_no_decimals(tmp_path):
+    """A table whose other numbers have points."""
+    path = tmp_path / "a.csv"
+    path.write_text("smiles;gap;rings\nC;3.5;1,2\nO;2.5;1,3\n")
+    assert [(row["gap"], row["rings"]) for row in read_rows(path)] == [("3.5", "1,2"), ("2.5", "1,3")]

@@ -254,3 +254,13 @@ def test_reactions_as_files_have_them():
     for name in columns:
         with pytest.raises(RowError, match=f"text behind the SMILES in {name}"):
             read(row | {name: row[name] + " lot.B"})
+
+
+def test_reagents_are_no_reactants():
+    columns = ["reactants", "reagents", "product"]
+    row = {"reactants": "CCO", "reagents": "O", "product": "CC"}
+    (retro,) = TASKS["retrosynthesis"](columns, Columns())(row)
+    (forward,) = TASKS["forward_reaction"](columns, Columns())(row)
+    assert turn(retro)[1] == "CCO"
+    assert retro.smiles == ("CC",)
+    assert forward.smiles == ("CCO", "O")

@@ -346,12 +346,21 @@ def test_the_example_of_contributing():
 
 
 def test_attention_is_that_of_gatv2():
-    """One layer against its formula, atom by atom, in numpy."""
-    encoder = GATv2Config.usual(width=8, num_layers=1, num_heads=2).build(rngs=nnx.Rngs(0))
+    """Each of two layers against its formula, atom by atom, in numpy; the last one has no ReLU."""
+    encoder = GATv2Config.usual(width=8, num_layers=2, num_heads=2).build(rngs=nnx.Rngs(0))
     molecules = MoleculeGraphs.from_smiles(["CC(=O)N", "C"])
     levels = np.asarray(encoder(molecules.atoms))[:, 0]
-    layer = jax.tree.map(lambda x: np.asarray(x)[0], nnx.to_pure_dict(nnx.state(encoder.layers)))
-    x = levels[0][:5]
+    for number in range(2):
+        layer = jax.tree.map(lambda x: np.asarray(x)[number], nnx.to_pure_dict(nnx.state(encoder.layers)))  # noqa: B023
+        expected = by_formula(encoder, layer, levels[number][:5], molecules)
+        update = expected if number == 1 else np.maximum(0, expected)
+        np.testing.assert_allclose(levels[number + 1][:5], levels[number][:5] + update, atol=1e-5)
+        assert expected.min() < -0.01
+
+
+def by_formula(encoder, layer, x, molecules):
+    """What GATv2's attention makes of the five atoms of the first molecule."""
+    result = np.zeros((5, 8))
     sent, received = (x @ layer[name]["kernel"] + layer[name]["bias"] for name in ("sender", "receiver"))
     offsets = np.array(encoder.layers.bond_embedding.offsets)
     table = layer["bond_embedding"]["table"]
@@ -366,7 +375,8 @@ def test_attention_is_that_of_gatv2():
         weights = np.exp(scores) / np.exp(scores).sum(axis=0)
         values = np.stack([sent[s] for s, _ in found]).reshape(-1, 2, 4)
         attended = (weights[..., None] * values).sum(axis=0).reshape(8)
-        np.testing.assert_allclose(levels[1, atom], x[atom] + attended / np.sqrt(1 + 1e-5), atol=1e-5)
+        result[atom] = attended / np.sqrt(1 + 1e-5)
+    return result
 
 
 def test_switches_of_the_encoder():
@@ -384,3 +394,44 @@ def test_switches_of_the_encoder():
     assert not nnx.to_flat_state(nnx.state(bare, nnx.BatchStat))
     assert any("norm" in "/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(
         GINConfig.paper(width=8).build(rngs=nnx.Rngs(0)))))  # fmt: skip
+
+
+def test_encoders_drop_in_training_alone():
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+    for config in (GINConfig.paper(width=8, num_layers=2, dropout=0.5), GATv2Config.usual(width=8, num_layers=2)):
+        encoder, plain = (dataclasses.replace(config, dropout=rate).build(rngs=nnx.Rngs(0)) for rate in (0.5, 0.0))
+        expected = np.asarray(plain(molecules.atoms))
+        np.testing.assert_array_equal(encoder(molecules.atoms), expected)
+        one, other = (encoder(molecules.atoms, dropout_key=jax.random.key(seed)) for seed in (0, 1))
+        assert float(jnp.abs(one[1:] - expected[1:]).max()) > 0.1
+        assert float(jnp.abs(one[1:] - other[1:]).max()) > 0.1
+
+
+def test_layers_of_a_resampler_add():
+    """Where none of its three parts says anything, the queries stay as they were."""
+    module = built(of_kind("resampler"))
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+    layer, ids = module.layers[0], parts.slot_ids(molecules.atoms)
+    slots = molecules.atoms.n_node.shape[-1]
+    x = jax.random.normal(jax.random.key(0), (1, slots, module.config.num_queries, module.config.width))
+    silent = (layer.self_attention.out, layer.cross_attention.out, layer.down)
+    for linear in silent:
+        linear.kernel[...], linear.bias[...] = 0 * linear.kernel[...], 0 * linear.bias[...]
+    nodes = nodes_of(molecules)[-1]
+    np.testing.assert_allclose(layer(x, nodes, ids, slots)[0], x, atol=1e-6)
+    for linear in silent:  # and each adds its own
+        linear.bias[...] = linear.bias[...] + 1
+        np.testing.assert_allclose(layer(x, nodes, ids, slots)[0], x + 1, atol=1e-6)
+        linear.bias[...] = linear.bias[...] - 1
+
+
+@pytest.mark.parametrize("kind", ["concat", "single_level"])
+def test_tokens_are_normalised_before_the_mlp(kind):
+    module = built(of_kind(kind))
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+    tokens, out = module(nodes_of(molecules), molecules)
+    before = np.asarray(out["pre_norm"], np.float64)
+    spread = np.sqrt(before.var(axis=-1, keepdims=True) + module.config.layer_norm_eps)
+    normal = (before - before.mean(axis=-1, keepdims=True)) / spread
+    normal = normal * np.asarray(module.norm.scale[...]) + np.asarray(module.norm.bias[...])
+    np.testing.assert_allclose(parts.apply_mlp(module.mlp, jnp.asarray(normal, jnp.float32)), tokens, atol=1e-4)

@@ -15,7 +15,7 @@ from data_pipeline.batch import BatchShape, RowSize, collate
 from llamo_jax import parameters, sharding
 from llamo_jax.config import ConfigError, MeshConfig
 from llamo_jax.generation import few_rows
-from llamo_jax.models import LlamaDecoder, quantization
+from llamo_jax.models import GINConfig, LlamaDecoder, quantization
 from llamo_jax.models.attention import attention, causal_mask, choose_kernel, segment_attention, splash_attention
 from llamo_jax.models.definition import define_model
 from llamo_jax.models.llama import RopeScaling, rope_tables
@@ -335,3 +335,21 @@ def test_quantized_decoder_is_near_the_whole_one(kind, error):
     real = (batch.segments > 0)[..., None].astype(jnp.float32)
     difference = float(jnp.linalg.norm((got - expected) * real) / jnp.linalg.norm(expected * real))
     assert 1e-4 < difference < error
+
+
+def test_a_batch_without_molecules_says_nothing_about_them():
+    encoder = GINConfig.paper(width=8, num_layers=2).build(rngs=nnx.Rngs(0))
+    before = jax.device_get(nnx.to_pure_dict(nnx.state(encoder, nnx.BatchStat)))
+    empty = collate([], BatchShape(2, 1, helpers.ROW)).molecules.atoms
+    encoder(jax.tree.map(jnp.asarray, empty), batch_statistics=True)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(encoder, nnx.BatchStat)))
+    encoder(helpers.batch().molecules.atoms, batch_statistics=True)
+    after = nnx.to_pure_dict(nnx.state(encoder, nnx.BatchStat))
+    assert not np.array_equal(jax.tree.leaves(after)[0], jax.tree.leaves(before)[0])
+
+
+def test_tied_embeddings_start_as_small_as_an_output_matrix():
+    for tied, expected in ((True, 128**-0.5), (False, 1.0)):
+        config = helpers.model_config(width=128, head_width=32, tie_embeddings=tied).language_model
+        table = LlamaDecoder(config, compute_dtype="float32", rngs=nnx.Rngs(0)).embedding[...]
+        assert float(jnp.std(table)) == pytest.approx(expected, rel=0.05)

@@ -14,8 +14,9 @@ import pytest
 from data_pipeline.loader import BatchLoader
 from llamo_jax import distributed, runs, sharding
 from llamo_jax.config import ConfigError
-from llamo_jax.training import checkpoints, loop, metrics
-from llamo_jax.training.config import Config
+from llamo_jax.training import checkpoints, loop, metrics, workdir
+from llamo_jax.training.config import Config, TrainConfig
+from llamo_jax.training.flops import peak_flops
 from llamo_jax.training.program import batch_shape, make_program
 from tests import helpers
 from tests.llamo_jax.test_training import small_run
@@ -250,3 +251,30 @@ def test_loading_and_saving_are_no_stall(few, tmp_path, monkeypatch):
         places = [index for index, what in enumerate(happened) if what == name]
         assert len(places) == times
         assert all(happened[index + 1] == "moved" for index in places), happened
+
+
+def test_a_line_has_means():
+    log = {"loss": 6.0, "targets": 3, "tokens": 12, "grad_norm": 8.0, "steps": 4, "skipped": 0}
+    assert loop._line(log) == {"loss": 2.0, "grad_norm": 2.0, "target_tokens": 3, "tokens": 12}
+
+
+def test_peaks_are_those_of_the_whole_name():
+    kinds = {"TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "NVIDIA H100 80GB HBM3": 989e12, "x": None}
+    assert {kind: peak_flops(types.SimpleNamespace(device_kind=kind)) for kind in kinds} == kinds
+
+
+def test_what_decides_a_result_is_a_runs_identity():
+    """Everything of an optimizer; a run that goes on with another weight decay is another run."""
+    fields = {f"train.{field.name}" for field in dataclasses.fields(TrainConfig)}
+    assert fields - set(workdir.MAY_CHANGE) == {
+        f"train.{name}"
+        for name in (
+            *("objective", "accumulate", "schedule", "learning_rate", "final_learning_rate", "warmup_steps"),
+            *("initial_learning_rate", "steps_per_epoch", "weight_decay", "decay", "adam_b1", "adam_b2", "clip"),
+            *("trainable", "train_token_embedding"),
+        )
+    }
+    assert {name for name in workdir.MAY_CHANGE if name.startswith("model.")} == {
+        "model.attention", "model.remat", "model.loss_chunk",
+    }  # fmt: skip
+    assert not [name for name in workdir.MAY_CHANGE if name.startswith(("prompt", "seed"))]

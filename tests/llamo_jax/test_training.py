@@ -30,8 +30,8 @@ from llamo_jax.models.definition import define_model, initial_arrays, statistics
 from llamo_jax.models.llama import RopeScaling
 from llamo_jax.models.lora import LoRALinear, with_dropout
 from llamo_jax.parameters import abstract_arrays
-from llamo_jax.training import checkpoints, workdir
-from llamo_jax.training.loss import cross_entropy
+from llamo_jax.training import checkpoints, loss, workdir
+from llamo_jax.training.loss import answer_likelihood, cross_entropy
 from llamo_jax.training.program import make_program
 from llamo_jax.training.step import TrainState, empty_log, make_train_step
 from llamo_jax.training.trainable import learning_rate_schedule, make_optimizer, select_trainable
@@ -224,10 +224,88 @@ def test_schedule_and_decay():
         [schedule(0), schedule(2), schedule(6), schedule(10)], [1 / 3, 1.0, 0.55, 0.1], rtol=1e-5
     )
     optimizer = make_optimizer(train_config(learning_rate=1.0, weight_decay=0.5))
-    arrays = {name: jnp.ones(()) for name in ("x/kernel", "x/bias", "x/scale", "motif_queries", "y/eps")}
+    decayed = {f"x/{name}" for name in ("kernel", "table", "embedding", "lora_a", "lora_b")}
+    others = ("x/bias", "x/scale", "x/lora_magnitude", "motif_queries", "y/eps")
+    arrays = {name: jnp.ones(()) for name in (*decayed, *others)}
     zero = jax.tree.map(jnp.zeros_like, arrays)
     updates, _ = optimizer.update(zero, optimizer.init(arrays), arrays)
-    assert {name for name, update in updates.items() if update} == {"x/kernel"}
+    assert {name for name, update in updates.items() if update} == decayed
+
+
+def test_gradients_are_clipped_as_a_whole():
+    """After a first step of equal moments: of 300 and 400 is left what 0.6 and 0.8 are."""
+    found = []
+    for clip, large in ((1.0, (300.0, 400.0)), (None, (0.6, 0.8))):
+        optimizer = make_optimizer(train_config(clip=clip, learning_rate=1.0))
+        arrays = {"a/kernel": jnp.ones(2)}
+        _, state = optimizer.update({"a/kernel": jnp.array([0.03, 0.04])}, optimizer.init(arrays), arrays)
+        found.append(optimizer.update({"a/kernel": jnp.array(large)}, state, arrays)[0]["a/kernel"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+def test_training_drops_anew_in_every_step():
+    config = helpers.model_config(lora_rank=4)
+    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.25))
+    definition, step, state, frozen = start(config, STAGE2_RULES)
+    held = jax.device_get(state)
+
+    def loss(at):
+        again = jax.tree.map(jnp.asarray, held)._replace(step=jnp.int32(at))
+        return float(step(again, frozen, stacked(helpers.batch()))[1]["loss"])
+
+    model = definition.merge(*jax.tree.map(jnp.asarray, (held.trained, held.statistics)), frozen)
+    total, count = jax.jit(answer_likelihood)(model, helpers.batch())
+    first, second = loss(0), loss(1)
+    assert loss(1) == second
+    assert abs(first - second) > 1e-3
+    assert abs(first - float(total / count)) > 1e-3
+
+
+def test_statistics_go_through_all_batches_of_a_step():
+    definition, _, state, frozen = start(helpers.model_config(), ((".*", True),))
+
+    def graph_tokens(model, batch, *, batch_statistics, dropout_key):
+        return jnp.sum(model.encode_graphs(batch.molecules, batch_statistics=batch_statistics)[0]), jnp.int32(1)
+
+    step = make_train_step(definition, optax.sgd(0.0), batch_statistics=True, seed=0, objective=graph_tokens)
+    first = helpers.batch()
+    second = first._replace(molecules=jax.tree.map(lambda x: x[:, ::-1] if x.ndim == 3 else x, first.molecules))
+    optimizer = optax.sgd(0.0)
+    state = state._replace(optimizer=optimizer.init(state.trained))
+    held = jax.device_get(state)
+
+    def statistics(state, *batches):
+        state = jax.tree.map(jnp.asarray, state)
+        for batch in batches:
+            state, _ = step(state, frozen, batch)
+        return jax.device_get(state.statistics)
+
+    together, one_by_one, last = (
+        statistics(held, *batches)
+        for batches in ([stacked(first, second)], [stacked(first), stacked(second)], [stacked(second)])
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together, one_by_one)
+    assert any(abs(together[name] - last[name]).max() > 1e-3 for name in last)
+
+
+def test_logits_of_bfloat16_are_float32():
+    """Losses and their gradients would have three digits."""
+    hidden, head = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, 3, 8), (8, 16)))
+    logits, normaliser = jax.eval_shape(loss._logits, hidden, head)
+    assert logits.dtype == normaliser.dtype == jnp.float32
+
+
+def test_logits_of_a_whole_batch_never_exist():
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config(loss_chunk=96, vocab_size=101))
+    batch = helpers.batch()
+
+    def total(hidden):
+        return cross_entropy(definition.merge(arrays), hidden, batch)[0]
+
+    program = str(jax.make_jaxpr(jax.value_and_grad(total))(jnp.ones((8, 96, 32))))
+    assert "f32[1,96,101]" in program  # of a chunk
+    assert "768,101]" not in program
+    assert "8,96,101]" not in program
 
 
 @pytest.mark.parametrize("preset", PRESETS)

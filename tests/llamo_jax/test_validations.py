@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 
@@ -11,7 +12,8 @@ from data_pipeline.records import read_records
 from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.loading import load_generator
-from llamo_jax.training import checkpoints, workdir
+from llamo_jax.training import checkpoints, loop, workdir
+from llamo_jax.training.metrics import Validations
 from tests.llamo_jax.test_faults import abstract, replaced, state_at
 from tests.llamo_jax.test_training import small_run
 
@@ -100,3 +102,26 @@ def test_a_damaged_best_checkpoint_is_best_no_more(tmp_path):
             saved.finish()
         assert saved.steps() == [8, 6]
         assert saved.best() == (6, 0.3)
+
+
+def test_validations_in_a_row(tmp_path):
+    found = Validations(tmp_path, 0)
+    assert [found.add(step, loss) for step, loss in enumerate((1.0, 1.1, 0.9, 1.0))] == [True, False, True, False]
+    assert (found.best, found.best_step, found.since) == (0.9, 2, 1)
+    assert not found.ended(2)
+    found.add(4, float("nan"))
+    assert found.ended(2)
+    assert not found.ended(0)
+
+
+def test_a_validation_is_a_mean_over_targets():
+    assert loop._mean([(10.0, 10), (30.0, 5)]) == pytest.approx(40 / 15)
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path):
+    with checkpoints.Checkpoints(tmp_path, "a run", keep=1, keep_best=True) as saved:
+        for step, loss in ((2, math.nan), (4, 0.5), (6, 0.6)):
+            saved.save(state_at(step), loss)
+            saved.finish()
+        assert saved.steps() == [6, 4]
+        assert saved.best() == (4, 0.5)

@@ -1,5 +1,6 @@
 """Stage 0: graph tokens among words, without a decoder; and what another molecule's graph costs, in training."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -8,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import stage0, stage1
 from data_pipeline.batch import with_other_graphs
-from llamo_jax import runs, sharding
-from llamo_jax.models.definition import define_model
+from llamo_jax import parameters, runs, sharding
+from llamo_jax.models.definition import define_model, initial_arrays
+from llamo_jax.training import program
 from llamo_jax.training.loss import answer_likelihood
 from llamo_jax.training.words import (
     DISTANCE,
@@ -164,12 +167,20 @@ def test_stage_0_learns_to_tell_molecules_apart(graph_side):
         _, data, _ = runs.read_data(config, mesh)
         batch = next(iter(data.train.training_batches(0, 0, sharding.local_shards(mesh))))
         model = define_model(config.model).merge(state.trained, state.statistics, {})
-        own, other = (
-            jax.jit(word_likelihood)(model, sharding.put_batch(each, mesh))
-            for each in (batch, with_other_graphs(batch))
-        )
+        likelihood = jax.jit(word_likelihood)
+
+        def both(batch):
+            return [likelihood(model, sharding.put_batch(each, mesh)) for each in (batch, with_other_graphs(batch))]
+
+        own, other = both(batch)
+        held_out = [both(each) for each in data.validation.evaluation_batches(sharding.local_shards(mesh))]
     assert own[1] == other[1] > 200
     assert own[0] < 0.5 * other[0]
+    # of stage 0's own objective: no decoder has been asked
+    means = [sum(float(each[which][0]) for each in held_out) / sum(int(each[which][1]) for each in held_out)
+             for which in (0, 1)]  # fmt: skip
+    assert validated[-1]["validation_loss"] == pytest.approx(means[0], rel=1e-4)
+    assert validated[-1]["graph_use"] == pytest.approx(means[1] - means[0], abs=1e-4)
 
 
 def test_stage_1_starts_from_stage_0(graph_side, few, tmp_path):
@@ -198,3 +209,48 @@ def test_a_run_without_graphs_trains_the_language_model_alone(few, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["molecules_per_row"] == 0
     samples = [json.loads(text) for text in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == config.train.samples
+
+
+def test_objectives_are_those_of_their_names():
+    """What a step minimises, and what a validation measures: stage 0's words, and answers otherwise."""
+    assert {
+        "answers": (answer_likelihood, answer_likelihood),
+        "words": (word_likelihood, word_likelihood),
+        "answers+words": (answer_and_word_likelihood, answer_likelihood),
+        "idf_answers+words": (idf_answer_and_word_likelihood, answer_likelihood),
+    } == program.OBJECTIVES
+    config = helpers.with_row(runs.read_config(stage0.get_config("tiny")))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, rows=8))
+    mesh = sharding.single_device_mesh()
+    with jax.set_mesh(mesh):
+        made = program.make_program(config, mesh)
+        arrays = initial_arrays(config.model, made.arrays(), seed=0)
+        batch = sharding.put_batch(helpers.host_batch(), mesh)
+        found = made.eval_step(made.initial_state(arrays), {name: arrays[name] for name in made.frozen}, batch)
+        expected = jax.jit(word_likelihood)(made.definition.merge(arrays), batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", [answer_and_word_likelihood, idf_answer_and_word_likelihood])
+def test_objectives_with_words_move_the_statistics(objective):
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config())
+
+    @jax.jit
+    def statistics(arrays, batch):
+        model = definition.merge(arrays)
+        objective(model, batch, batch_statistics=True)
+        return parameters.flatten(nnx.state(model, nnx.BatchStat))
+
+    after = statistics(arrays, helpers.batch())
+    assert len(after) == 4
+    assert [name for name in after if np.array_equal(after[name], arrays[name])] == []
+
+
+def test_the_table_is_not_drawn_to_graph_tokens():
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config())
+    name = "language_model/embedding"
+
+    def words(table):
+        return word_likelihood(definition.merge(arrays | {name: table}), helpers.batch())[0]
+
+    assert not np.any(jax.jit(jax.grad(words))(arrays[name]))
