@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import random
 import re
 
 import numpy as np
@@ -14,16 +15,17 @@ from benchmarks import instruction_faults
 from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
 from data_pipeline.files import TableOptions, read_rows
-from data_pipeline.instruct import ratings
+from data_pipeline.instruct import ratings, rule_turns
 from data_pipeline.instruct.__main__ import main
 from data_pipeline.instruct.assembly import Assembly, Written
 from data_pipeline.instruct.diversity import Diversity
 from data_pipeline.instruct.examples import EXAMPLES
 from data_pipeline.instruct.kinds import KINDS
+from data_pipeline.instruct.mending import better
 from data_pipeline.instruct.openai_teacher import _retry_after
 from data_pipeline.instruct.plan import kinds_in_turn, read_shares
 from data_pipeline.instruct.quality import Shown, Thresholds, judged
-from data_pipeline.instruct.requests import Reply, ReplyError, parsed, seed_json
+from data_pipeline.instruct.requests import Reply, ReplyError, as_reply, parsed, seed_json
 from data_pipeline.instruct.seeds import Columns, Excluded, Seed, facts_about, read_seeds
 from data_pipeline.instruct.teachers import Answer, Usage
 
@@ -306,6 +308,7 @@ def test_molecules_of_evaluation_files_are_kept_out(tmp_path):
     assert excluded.unreadable == 1
     assert excluded.reason("C[C@@H](N)C(O)=O") == "leakage: in an excluded file"  # the other hand, written differently
     assert excluded.reason("Cc1ccccc1") is None
+    assert excluded.reason("[Na+].C[C@H](N)C(=O)[O-]") == "leakage: in an excluded file"  # its salt
     wider = Excluded([path], scaffolds=True, options=TableOptions())
     assert wider.reason("Cc1ccccc1") == "leakage: the scaffold is in an excluded file"
     assert wider.reason("CCO") is None  # acyclic, as alanine is: that is no scaffold
@@ -406,6 +409,9 @@ def test_what_does_not_depend_on_the_molecule_is_rejected(tmp_path):
         assembly.add(written, len(written))
     counts = assembly.report({"structure": 1.0})["findings"]
     assert counts["informativeness: an answer that does not depend on the molecule"] == 8 - Thresholds().max_repeats
+    kept = [row["messages"] for row in rows_of(tmp_path / "good")]
+    assert {len(each) for each in kept} == {2, 4}
+    assert {each[-1]["role"] for each in kept} == {"assistant"}
 
 
 def test_agreement_is_krippendorffs():
@@ -592,3 +598,41 @@ def test_a_damaged_store_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(SystemExit, match=r"replies.sqlite (?:cannot be used|is damaged): ") as error:
             main(["--input", "rows.csv", "--output", "out", "--conversations", "31"])
         assert "\n" not in str(error.value)
+
+
+def test_excluded_salts_are_their_parents(tmp_path):
+    path = tmp_path / "test.csv"
+    path.write_text("smiles\n[Na+].CC(=O)[O-]\n")
+    excluded = Excluded([path], scaffolds=False, options=TableOptions())
+    assert excluded.reason("CC(=O)O") == "leakage: in an excluded file"
+    assert excluded.reason("CCO") is None
+
+
+def test_rules_say_what_their_numbers_say():
+    rng = random.Random(0)
+    of = {name: facts_about(smiles) for name, smiles in {
+        "octane": "CCCCCCCC", "glycerol": "OCC(O)CO", "acetate": "CC(=O)[O-]", "butanol": "CCCCO", "methanol": "CO",
+    }.items()}  # fmt: skip
+    for name, lead in (("octane", "Rather poorly"), ("glycerol", "Rather well"), ("acetate", "As an ion"),
+                       ("butanol", "Somewhere between")):  # fmt: skip
+        assert rule_turns._solubility(of[name], rng)[1].startswith(lead)
+    heavy, light = of["butanol"], of["methanol"]
+    first, second = rule_turns._FIRST, rule_turns._SECOND
+    assert rule_turns._heavier(heavy, light, rng)[1].startswith(f"{first} is the heavier one.")
+    assert rule_turns._heavier(light, heavy, rng)[1].startswith(f"{second} is the heavier one.")
+    assert rule_turns._heavier(light, light, rng)[1].startswith("They weigh the same.")
+    assert rule_turns._more_polar(heavy, light, rng)[1].endswith(f"{second.lower()} should prefer water.")
+    assert rule_turns._more_polar(light, heavy, rng)[1].endswith(f"{first.lower()} should prefer water.")
+
+
+def test_a_mending_that_leaves_less_is_not_taken():
+    seed = Seed("CCO", "", "", "f", 1)
+
+    def answer(*texts):
+        turns = [("user", "What is it?"), ("assistant", texts[0]), ("user", "And?"), ("assistant", texts[1])]
+        return Answer(as_reply([text for _, text in turns]))
+
+    good, bad = "It has an alcohol group.", "It has a nitro group."
+    about = ("structure", [seed])
+    assert better(about, answer(good, good + " It is acyclic."), answer(good, bad), Thresholds())
+    assert not better(about, answer(good, bad), answer(good, good + " It is acyclic."), Thresholds())

@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from data_pipeline.records import read_records
 from llamo_jax import runs, sharding
 from llamo_jax.analysis import ablation, cells, experiments
 
@@ -130,3 +131,19 @@ def test_means_and_paired_differences():
     assert difference["interval"] == pytest.approx([4 / 3 - half, 4 / 3 + half], abs=1e-4)
     assert experiments.over_seeds([3.0]) == {"mean": 3.0, "std": None}
     assert experiments.paired_difference([3.0], [1.0])["interval"] is None
+
+
+def test_cells_have_their_seeds():
+    values = experiments.read_config_file("configs/stage1.py:tiny")
+    found = [cells.cell_config(values, cells.Cell("multi_level", "hidden", seed)).seed for seed in (0, 2)]
+    assert found == [0, 2]
+
+
+def test_what_another_graph_costs(few, monkeypatch):
+    """Nats that answers lose: more than nothing where another molecule's graph makes them less likely."""
+    likelihoods = iter(([np.array([-1.0])] * 4, [np.array([-3.0])] * 4))
+    stub = types.SimpleNamespace(target_log_probabilities=lambda records: next(likelihoods))
+    monkeypatch.setattr(ablation, "load_generator", lambda *_, **__: (stub, ""))
+    monkeypatch.setattr(ablation, "describe_records", lambda generator, records, graphs_of: [""] * len(records))
+    found = ablation.measure("run", read_records(few / "description", "validation")[:4])
+    assert (found["loss"], found["other_costs"]) == (1.0, 2.0)

@@ -142,3 +142,21 @@ def test_the_program(untrained, few, tmp_path, capsys):
     assert "<b>" not in printed
     with pytest.raises(SystemExit, match="invalid SMILES"):
         attention.main([*common, "--smiles", "C1CC"])
+
+
+def test_the_most_attended_atoms_are_hidden(loaded, record, monkeypatch):
+    weights = np.arange(13, dtype=np.float32)[::-1] ** 2
+    hidden = []
+
+    class Looked:
+        def of_atoms(self, members):
+            return weights[None]
+
+    def noted(model, batch, kept, kept_motifs):
+        hidden.append(set(np.flatnonzero(kept[:13] == 0).tolist()))
+        return 0.0
+
+    monkeypatch.setattr(attention, "attend", lambda *_: Looked())
+    monkeypatch.setattr(attention, "_log_likelihood", noted)
+    attention.faithfulness(loaded[0], loaded[1].encoder, [record], share=0.2, seed=0)
+    assert hidden[:2] == [set(), {0, 1, 2}]

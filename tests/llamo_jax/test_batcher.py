@@ -231,3 +231,41 @@ def _with(generator, decoding):
     made = object.__new__(type(generator))
     made.__dict__ |= generator.__dict__ | {"decoding": decoding}
     return made
+
+
+def test_who_leaves_takes_nobody_else_along(generator):
+    long = dataclasses.replace(generator.decoding, max_new_tokens=64, min_new_tokens=64)
+    batcher = Batcher(Assistant(_with(generator, long)).generator, rows=ROWS, waiting=0, prompt_tokens=256,
+                      room=GraphRoom(4, 128))  # fmt: skip
+    try:
+        one, other = generator.encoder.encode(records(smiles=SMILES[:2]))
+        expected = Asked(batcher, one, Sampling(64)).result()
+        first, second = Asked(batcher, one, Sampling(64)), Asked(batcher, other, Sampling(64))
+        second.pieces.get(timeout=300)  # in the row behind
+        second.tickets[0].cancel()
+        assert first.result() == expected
+        assert len(expected[0][0]) == 64
+        # free rows are room enough where nobody may queue
+        every = Asked(batcher, one, *[Sampling(2)] * ROWS)
+        assert {reason for *_, reason in every.result()} == {"length"}
+        with pytest.raises(BusyError):
+            Asked(batcher, one, *[Sampling(2)] * (ROWS + 1))
+    finally:
+        batcher.close()
+
+
+def test_where_no_rows_can_be_made_anew_all_are_told(generator, monkeypatch):
+    batcher = Batcher(generator, rows=ROWS, waiting=ROWS, prompt_tokens=256, room=GraphRoom(4, 128))
+    (prompt,) = generator.encoder.encode(records(smiles=SMILES[:1]))
+
+    def fails(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(batcher, "_new_engine", fails)
+    monkeypatch.setattr(batcher._engine, "advance", fails)
+    asked = Asked(batcher, prompt, *[Sampling(TOKENS)] * 2 * ROWS)
+    assert {reason for *_, reason in asked.result()} == {"failed"}
+    assert not batcher.alive
+    with pytest.raises(BusyError):
+        Asked(batcher, prompt, Sampling(2))
+    batcher.close()

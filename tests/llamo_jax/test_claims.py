@@ -85,6 +85,12 @@ def _labelled(labels: list[dict[str, str]]) -> tuple[set[Verdict], set[tuple[int
         ("It has the formula H3SO4.", "OS(=O)(=O)O", {"formula=H3SO4": False}),
         ("It has the formula NH4+.", "[NH4+]", {"formula=NH4+": True}),
         ("It has the formula NH4.", "[NH4+]", {"formula=NH4": False}),
+        ("It is positively charged.", "[O-]C(=O)c1ccccc1", {"charge=positive": False}),
+        ("It is negatively charged.", "C[NH3+]", {"charge=negative": False}),
+        ("It violates none of Lipinski's rules.", "Cn1c(=O)c2c(ncn2C)n(C)c1=O", {"Lipinski violations": True}),
+        ("It violates two of Lipinski's rules.",
+         "OC[C@H]1O[C@@](CO)(O[C@H]2O[C@H](CO)[C@@H](O)[C@H](O)[C@H]2O)[C@@H](O)[C@@H]1O",
+         {"Lipinski violations=2": True}),
         ("A methoxy group and a gamma-lactone.", "CCOC(C)=O", {"methoxy": False, "lactone": False}),
     ],
 )  # fmt: skip

@@ -565,3 +565,8 @@ def test_a_run_starts_from_a_model_folder_and_exports(base, tmp_path):
     ends = generation.eos_token_id
     assert tuple(ends if isinstance(ends, list) else [ends]) == assistant.generator.stop_ids
     assert generation.bos_token_id == assistant.generator.encoder.tokenizer.bos_id
+
+
+def test_without_a_projector_it_is_the_papers():
+    """An attention for each level; the original's code has one for all."""
+    assert official.graph_configs(None, None)[1].share_level_attention is False

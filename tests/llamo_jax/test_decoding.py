@@ -273,6 +273,8 @@ def test_samples_depend_on_seed_and_number_alone(small):
     decoding = DecodingConfig(max_new_tokens=8, temperature=1.0, num_samples=3, seed=4, stop_ids=tuple(range(3, 12)))
     found = tokens_of(dict(generator(model, decoding, max_rows=4).generate(records)))
     assert all(len({tuple(sample) for sample in samples}) > 1 for samples in found)
+    keys = [tuple(generator(model, decoding)._key(number, sample)) for number in range(5) for sample in range(3)]
+    assert len(set(keys)) == 15  # no record's draws are another's
     again = tokens_of(dict(generator(model, decoding).generate(records[5:7], numbers=[5, 6])))
     assert again == found[5:7]
     other = tokens_of(dict(generator(model, dataclasses.replace(decoding, seed=5), max_rows=4).generate(records)))
@@ -329,8 +331,9 @@ def test_programs_are_compiled_once_for_each_bucket(small):
 
 
 @pytest.mark.parametrize("for_cpu", [True, False])
-def test_log_probabilities_are_those_of_the_whole_pass(small, for_cpu):
+def test_log_probabilities_are_those_of_the_whole_pass(small, for_cpu, monkeypatch):
     (definition, arrays), records = small
+    monkeypatch.setattr(likelihood, "ROWS", 4)  # several batches
     mesh = sharding.single_device_mesh()
     model = for_decoding(definition, arrays, mesh) if for_cpu else (definition, arrays)
     found = likelihood.target_log_probabilities(*model, mesh, records)
@@ -372,6 +375,52 @@ def test_rows_are_those_that_fit_beside_weights_and_cache(monkeypatch):
     monkeypatch.setattr(loading, "device_bytes", lambda: (1e9, 0))
     with pytest.raises(ConfigError, match="cache of one answer do not fit 8 devices of 1 GB"):
         loading.decoding_mesh(definition, model, 0, 128)
+
+
+def test_every_process_decodes_as_many_rows_as_fit_the_fullest(monkeypatch):
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config())
+    tokenizer = types.SimpleNamespace(size=3, ids=lambda: {0, 1, 2})
+    encoder = types.SimpleNamespace(stop_ids=(2,), tokenizer=tokenizer)
+    decoding = DecodingConfig(max_new_tokens=36)
+    generator = Generator(definition, arrays, encoder, sharding.single_device_mesh(), decoding)
+    assert generator._rows(8, 64) == 8
+    monkeypatch.setattr("llamo_jax.generation.generator.distributed.least", lambda number: min(number, 2.0))
+    assert generator._rows(8, 64) == 2
+
+
+def test_beams_of_many_prompts_are_those_of_each(small):
+    """Several batches of them."""
+    model, records = small
+    decoding = DecodingConfig(max_new_tokens=4, num_beams=2)
+    found = dict(generator(model, decoding, max_rows=8).generate(records))
+    assert len(found) == len(records)
+    for index in (0, 5, 9):
+        ((_, alone),) = generator(model, decoding, max_rows=8).generate([records[index]])
+        assert found[index][0].tokens.tolist() == alone[0].tokens.tolist()
+
+
+def test_scores_are_the_models_own_whatever_is_processed(small):
+    """Log-probabilities before a penalty; an answer's score is their sum."""
+    model, records = small
+    decoding = DecodingConfig(max_new_tokens=5, repetition_penalty=1.6, min_new_tokens=4)
+    found = dict(generator(model, decoding).generate(records[:4]))
+    answered = []
+    for index, (answer,) in found.items():
+        tokens = answer.tokens.astype(np.int32)
+        prompt = records[index]
+        answered.append(EncodedConversation(
+            np.concatenate([prompt.tokens, tokens]),
+            np.concatenate([np.zeros(len(prompt.tokens), bool), np.ones(len(tokens), bool)]),
+            np.concatenate([prompt.molecule, np.full(len(tokens), -1, np.int32)]),
+            np.concatenate([prompt.query, np.zeros(len(tokens), np.int32)]),
+            prompt.graphs,
+        ))  # fmt: skip
+        assert len(tokens) > 1
+        assert answer.score == pytest.approx(answer.log_probabilities.sum(), rel=1e-5)
+    mesh = sharding.single_device_mesh()
+    expected = likelihood.target_log_probabilities(*model, mesh, answered)
+    for (answer,), values in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(answer.log_probabilities, values, atol=5e-5)
 
 
 @pytest.mark.parametrize(("room", "beams", "rows"), [(3, 1, 2), (4, 1, 4), (100, 1, 8), (7, 4, 1), (16, 4, 4)])

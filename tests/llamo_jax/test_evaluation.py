@@ -7,6 +7,8 @@ import random
 import shutil
 import subprocess
 import sys
+import types
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -21,19 +23,21 @@ from data_pipeline import storage
 from data_pipeline.batch import GraphArrays
 from data_pipeline.conversation import Message
 from data_pipeline.errors import DataError
-from data_pipeline.functional_groups import functional_groups
+from data_pipeline.functional_groups import functional_groups, mentioned_groups
 from data_pipeline.jobs import Settings, prepare_records
 from data_pipeline.molecule import parse_smiles
 from data_pipeline.prompt import without_answers
 from data_pipeline.records import Record, read_records
 from data_pipeline.vocabulary import MOLECULES
 from llamo_jax import runs, sharding
-from llamo_jax.config import ConfigError
+from llamo_jax.config import ConfigError, from_dict, to_dict
 from llamo_jax.evaluation import __main__ as command
 from llamo_jax.evaluation import run, wordnet
 from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, smiles_in, yes_in
 from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
+from llamo_jax.evaluation.config import EvaluationConfig
 from llamo_jax.evaluation.examples import read_examples
+from llamo_jax.evaluation.functional_groups import describe_records
 from llamo_jax.evaluation.metric_tokenizer import MAX_TOKENS, load_metric_tokenizer
 from llamo_jax.evaluation.molecules import compare, molecule_scores
 from llamo_jax.evaluation.predictions import read_predictions
@@ -769,3 +773,88 @@ def test_looking_for_wordnet_asks_no_network(monkeypatch):
     wordnet.find_wordnet.cache_clear()
     assert wordnet.find_wordnet() is None
     wordnet.find_wordnet.cache_clear()
+
+
+def test_the_test_split_is_what_is_evaluated(few, tmp_path):
+    records = read_records(few / "description", "validation")[:4]
+    splits = ["validation", "validation", "test", "test"]
+    settings = Settings(task="description", tokenizer=str(few / "description" / "tokenizer"))
+    prepare_records(zip(splits, records, strict=True), tmp_path / "data", MOLECULES, settings)
+    for split, expected in (("", records[2:]), ("test", records[2:]), ("validation", records[:2])):
+        found = read_examples(tmp_path / "data", "description", split).examples
+        assert [example.target for example in found] == [r.conversation.messages[-1].content for r in expected]
+
+
+def test_another_evaluation_does_not_go_on_with_these_answers(tmp_path):
+    values = evaluate_config.get_config().to_dict() | {"checkpoint": "run"}
+    config = to_dict(from_dict(EvaluationConfig, values))
+    kept = {name: value for name, value in config.items() if name not in run.MAY_CHANGE}
+    about = {"model": "a", "data": "b", "prompt": "c", "config": kept}
+    run._claim(tmp_path, about)
+    run._claim(tmp_path, about)
+    for name in ("model", "data", "prompt"):
+        with pytest.raises(ConfigError, match=f"what differs: the {name}"):
+            run._claim(tmp_path, about | {name: "another"})
+
+
+class Stub:
+    """A generator that answers in the order of finishing, which is not that of the questions."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+        self.encoder = types.SimpleNamespace(show_graph=False)
+
+    def generate(self, prompts, **settings):
+        self.asked.append((prompts, settings))
+        for index in reversed(range(len(prompts))):
+            yield index, [types.SimpleNamespace(text=self.answer(prompts[index]), score=-1.0)]
+
+    def answer_records(self, prompts):
+        self.asked.append((prompts, {}))
+        return [""] * len(prompts)
+
+
+def test_answers_to_questions_about_groups_are_theirs(few, monkeypatch):
+    examples = read_examples(few / "description", "description", "validation").examples
+    monkeypatch.setattr(run, "yes_probabilities", lambda generator, asked: [0.5] * len(asked))
+
+    def right(record):
+        (group,) = mentioned_groups(record.conversation.messages[0].content)
+        return "Yes" if group in functional_groups(parse_smiles(record.conversation.smiles[0])) else "No"
+
+    config = types.SimpleNamespace(graph_use=0, group_questions=6)
+    found = run._beyond(config, Stub(right), examples)["group_questions"]
+    assert found["questions"] >= 10
+    assert found["accuracy"] == 1
+
+
+@pytest.mark.parametrize("context", ["full", "questions_only"])
+def test_answers_are_asked_for_in_their_context(few, tmp_path, context):
+    examples = read_examples(few / "description", "description", "validation").examples[:3]
+    config = types.SimpleNamespace(context=context, task="description")
+    stub = Stub(lambda record: record.conversation.smiles[0])
+    rows = run._answers(config, storage.as_path(tmp_path), stub, examples)
+    assert stub.asked[0][1]["questions_only"] == (context == "questions_only")
+    assert [row["prediction"] for row in rows] == [row["smiles"][0] for row in rows]
+
+
+def test_descriptions_are_asked_for_with_the_graphs_that_are_given(few):
+    records = read_records(few / "description", "validation")[:3]
+    others = [*records[1:], records[0]]
+    stub = Stub(str)
+    describe_records(stub, records, graphs_of=others)
+    ((prompts, _),) = stub.asked
+    assert [prompt.conversation.smiles for prompt in prompts] == [record.conversation.smiles for record in records]
+    for prompt, other in zip(prompts, others, strict=True):
+        assert prompt.graphs is other.graphs
+
+
+def test_absent_groups_are_asked_about_as_often_as_molecules_have_them(embedded):
+    """Else a rare name alone would mean no."""
+    smiles = [record.conversation.smiles[0] for record in read_records(embedded / "description", "test")]
+    frequency = Counter(group for text in smiles for group in functional_groups(parse_smiles(text)))
+    asked = [question.group for question in group_questions(smiles) if question.answer == "No"]
+    mean = sum(frequency[group] for group in asked) / len(asked)
+    of_all = sum(count**2 for count in frequency.values()) / frequency.total()
+    of_names = frequency.total() / len(frequency)
+    assert abs(mean - of_all) < 0.5 * abs(of_all - of_names)

@@ -25,13 +25,14 @@ from data_pipeline.vocabulary import GraphVocabulary
 from llamo_jax import parameters, sharding
 from llamo_jax.apps import chat
 from llamo_jax.apps.assistant import Assistant
-from llamo_jax.config import ConfigError, DecodingConfig
+from llamo_jax.config import ConfigError, DecodingConfig, PromptConfig
 from llamo_jax.evaluation.functional_groups import score_groups
 from llamo_jax.generation.decode import greedy
 from llamo_jax.generation.embeddings import embed_graphs
 from llamo_jax.generation.generator import Generator
 from llamo_jax.generation.likelihood import target_log_probabilities
 from llamo_jax.generation.prompts import collate_prompts
+from llamo_jax.loading import load_generator
 from llamo_jax.models import LLaMo
 from llamo_jax.models.definition import define_model
 from tests import helpers
@@ -263,3 +264,21 @@ def test_group_scores():
     score = score_groups(descriptions, ["CC(=O)Oc1ccccc1C(=O)O", "CCC", "CCO"])
     assert score.molecules == 3
     assert (score.precision, score.recall) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_a_model_is_asked_as_it_was_trained(embedded, tmp_path):
+    """With or without SMILES, with or without graphs, as its folder says."""
+    tokenizer = load_tokenizer(embedded / "tokenizer")
+    config = helpers.model_config(vocab_size=tokenizer.size, num_layers=1)
+    model = LLaMo(config, rngs=nnx.Rngs(0))
+    for smiles, graph in ((True, True), (False, True), (True, False)):
+        prompt = PromptConfig(style="plain", show_smiles=smiles, show_graph=graph)
+        model.save(tmp_path / f"{smiles}-{graph}", tokenizer=tokenizer, prompt=prompt)
+        encoder = load_generator(tmp_path / f"{smiles}-{graph}")[0].encoder
+        expected = PromptEncoder(
+            tokenizer, config.num_graph_tokens, style="plain", show_smiles=smiles, show_graph=graph
+        )
+        assert encoder.fingerprint() == expected.fingerprint()
+        (prompt,) = encoder.encode([featurized(Conversation(("CCO",), (Message("user", "What is it?"),)))])
+        assert (prompt.molecule >= 0).any() == graph
+        assert ("CCO" in tokenizer.decode(prompt.tokens.tolist())) == smiles

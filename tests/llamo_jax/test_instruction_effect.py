@@ -81,3 +81,16 @@ def test_the_program(tasks, untrained, tmp_path, capsys):
 def test_a_folder_without_properties(tmp_path):
     with pytest.raises(DataError, match="has no prepared folder of property_regression or property_classification"):
         instruction_effect.property_folders(tmp_path)
+
+
+def test_models_are_asked_about_the_test_split(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate(config, workdir):
+        asked.append((config.split, config.limit, config.task))
+        return {}
+
+    monkeypatch.setattr(instruction_effect, "evaluate", evaluate)
+    monkeypatch.setattr(instruction_effect.storage, "read_json_lines", lambda path: [])
+    instruction_effect.answered(tmp_path, tmp_path, classes=True, limit=7, workdir=tmp_path)
+    assert asked == [("test", 7, "property_classification")]

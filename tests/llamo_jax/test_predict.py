@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from llamo_jax import loading
 from llamo_jax.apps import predict
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import DecodingConfig
@@ -58,6 +59,11 @@ def test_it_goes_on_where_it_was_interrupted(options, tmp_path, monkeypatch):
     assert stopped.value.code == 130
     with pytest.raises(SystemExit, match="holds answers of another run \\(other decoding\\)"):
         predict.main([*options, *output])
+    with monkeypatch.context() as context:
+        load = loading.load_generator
+        context.setattr(loading, "load_generator", lambda *given, **named: (load(*given, **named)[0], "f" * 64))
+        with pytest.raises(SystemExit, match="other model"):
+            predict.main([*drawn, *output])
     with pytest.raises(SystemExit, match="other smiles_column"):
         predict.main([*drawn, *output, "--smiles_column", "other"])
     asked = []

@@ -148,7 +148,13 @@ def test_settings_of_a_request(client, expected):
     drawn = {"temperature": 1.5, "seed": 3, "n": 3}
     found = [choice.message.content for choice in ask(client, **drawn).choices]
     assert found == [choice.message.content for choice in ask(client, **drawn).choices]
-    assert len({*found, expected}) > 1
+    assert len(set(found)) > 1
+    parts = ["", "", ""]
+    for chunk in ask(client, **drawn, stream=True):
+        for choice in chunk.choices:
+            parts[choice.index] += choice.delta.content or ""
+    assert parts == found
+    assert ask(client, temperature=1.5, seed=0, n=3).choices != ask(client, temperature=1.5, n=3).choices
     assert [each.index for each in ask(client, n=2).choices] == [0, 1]
     word = expected.split()[2]
     stopped = ask(client, stop=[word]).choices[0]
