@@ -1,6 +1,6 @@
 """Planted faults: each changes one place of core logic, and the named tests must notice.
 
-    python -m tests.mutants                 # all of them, two at a time: some 20 minutes on two cores
+    python -m tests.mutants                 # all of them, two at a time: some 40 minutes on two cores
     python -m tests.mutants packing loss    # those whose file or name has one of these words
 
 Works on copies of the checkout. The tests must pass on an unchanged copy first. Ends with status 1 if they don't, if a
@@ -504,6 +504,373 @@ def _mutants() -> list[Mutant]:
         "llamo_jax/generation/likelihood.py",
         f"{DECODING} -k log_probabilities",
         a_token_predicts_itself=("conversations[index].is_target[1:]", "conversations[index].is_target[:-1]"),
+    )
+    # what readers planted in thought, and no test of then noticed
+    plant(
+        "data_pipeline/loader.py",
+        f"{BATCHING} -k 'mixture_has or small_splits'",
+        weights_are_alike=("self._weights = tuple(map(float, weights))", "self._weights = (1.0,) * len(weights)"),
+        everything_stays_in_memory=("if len(self._reader) <= KEPT_IN_MEMORY:", "if True:"),
+    )
+    plant(
+        "data_pipeline/jobs.py",
+        f"{PREPARE} -k 'another_job or chunks_of'",
+        leavings_of_another_job=(
+            "if not previous.exists() or previous.read_text() != digest:",
+            "if not previous.exists():",
+        ),
+        chunks_of_one_row=("lines, length = [], 0", "lines = []"),
+    )
+    plant(
+        "data_pipeline/records.py",
+        "tests/data_pipeline/test_generic_graph.py",
+        place_of_the_graph_is_lost=(
+            'Conversation(tuple(content["smiles"]), messages, graph_at)',
+            'Conversation(tuple(content["smiles"]), messages)',
+        ),
+    )
+    plant(
+        "data_pipeline/tasks.py",
+        "tests/data_pipeline/test_tasks.py -k reagents",
+        reagents_are_reactants=('names.get("reagents") if reagents else None', 'names.get("reagents")'),
+    )
+    plant(
+        "data_pipeline/prompt.py",
+        "tests/data_pipeline/test_prompt.py -k 'fingerprint or answers_end or stand_where'",
+        lengths_of_another_q=("            self.num_graph_tokens,\n", ""),
+        eos_ends_nothing=(
+            "self.stop_ids = tuple(dict.fromkeys((self.end_id, tokenizer.eos_id)))",
+            "self.stop_ids = (self.end_id,)",
+        ),
+        graphs_come_first=(
+            'pieces += [Text(f" {before}"), *map(Graph, range(len(conversation.smiles)))] if before else []',
+            'pieces += [*map(Graph, range(len(conversation.smiles))), Text(f" {before}")] if before else []',
+        ),
+    )
+    plant(
+        "data_pipeline/tables.py",
+        "tests/data_pipeline/test_tables.py -k lists_of",
+        lists_become_decimals=(
+            "not thousands and not any(_POINT_NUMBER.fullmatch(field) for field in fields)",
+            "not thousands",
+        ),
+    )
+    plant(
+        "data_pipeline/functional_groups.py",
+        "tests/data_pipeline/test_corpus.py -k part_of_another",
+        amides_are_amines=(
+            '"[NX3;H0;!$(N[C,S,P]=[O,S,N]);!$(NC#N)]([#6])([#6])[#6]"',
+            '"[NX3;H0;!$(NC#N)]([#6])([#6])[#6]"',
+        ),
+    )
+    plant(
+        "data_pipeline/claims.py",
+        "tests/llamo_jax/test_claims.py -k what_texts",
+        lactone_rings_are_one_ring=('_NUMBER = r"(?<![\\w.])', '_NUMBER = r"(?<!\\d)'),
+        formulas_in_one_order=(
+            "return _composition(str(claim.number)) == _composition(self.facts.formula)",
+            "return str(claim.number) == self.facts.formula",
+        ),
+        ten_acceptors_are_five=("donors > 5, acceptors > 10", "donors > 5, acceptors > 5"),
+        any_charge_is_positive=('(count > 0) == (claim.number == "positive") and count != 0', "count != 0"),
+    )
+    plant(
+        "data_pipeline/instruct/seeds.py",
+        "tests/data_pipeline/test_instruct.py -k 'excluded or other_hand'",
+        salts_are_let_in=("mols = (mol, rdMolStandardize.ChargeParent(mol))", "mols = (mol,)"),
+    )
+    plant(
+        "data_pipeline/instruct/rule_turns.py",
+        "tests/data_pipeline/test_instruct.py -k rules_say",
+        grease_dissolves=("elif facts.logp > 3:", "elif facts.logp < 3:"),
+        the_lighter_is_heavier=(
+            "_FIRST if masses[0] > masses[1] else _SECOND",
+            "_FIRST if masses[0] < masses[1] else _SECOND",
+        ),
+    )
+    plant(
+        "data_pipeline/instruct/mending.py",
+        "tests/data_pipeline/test_instruct.py -k mending_that",
+        any_mending_is_better=("return kept[0] >= kept[1]", "return True"),
+    )
+    plant(
+        "data_pipeline/instruct/assembly.py",
+        "tests/data_pipeline/test_instruct.py -k depend_on_the_molecule",
+        a_question_without_answer=("repeats[0].turn - 1]", "repeats[0].turn]"),
+    )
+    plant(
+        "llamo_jax/training/loss.py",
+        f"{TRAINING} -k 'logits_of or drops_anew'",
+        bfloat16_logits=(
+            "logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)",
+            "logits = jnp.matmul(hidden, kernel)",
+        ),
+        training_never_drops=(
+            "hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)",
+            "hidden, _ = model.hidden_states(batch, batch_statistics=batch_statistics)",
+        ),
+        one_chunk=("chunks = -(-length // model.config.loss_chunk)", "chunks = 1"),
+    )
+    plant(
+        "llamo_jax/training/trainable.py",
+        f"{TRAINING} -k 'clipped or schedule_and'",
+        clipped_one_by_one=("optax.clip_by_global_norm(config.clip)", "optax.clip(config.clip)"),
+        adapters_do_not_decay=('"embedding", "lora_a", "lora_b")', '"embedding")'),
+    )
+    plant(
+        "llamo_jax/training/step.py",
+        f"{TRAINING} -k 'drops_anew or go_through_all'",
+        every_step_drops_the_same=(
+            "key = jax.random.fold_in(jax.random.key(seed), state.step)",
+            "key = jax.random.key(seed)",
+        ),
+        the_last_batch_s_statistics=(
+            "state.trained, statistics, frozen, batch, key",
+            "state.trained, state.statistics, frozen, batch, key",
+        ),
+    )
+    plant(
+        "llamo_jax/training/program.py",
+        "tests/llamo_jax/test_words.py -k objectives",
+        words_are_forgotten=(
+            '"answers+words": (answer_and_word_likelihood, answer_likelihood),',
+            '"answers+words": (answer_likelihood, answer_likelihood),',
+        ),
+        stage_0_validates_answers=("make_eval_step(definition, measured),", "make_eval_step(definition),"),
+    )
+    plant(
+        "llamo_jax/training/words.py",
+        "tests/llamo_jax/test_words.py -k 'objectives or the_table_is'",
+        statistics_stand_still=(
+            "hidden, out = model.hidden_states(batch, batch_statistics=batch_statistics, dropout_key=dropout_key)\n    answers, count",
+            "hidden, out = model.hidden_states(batch, dropout_key=dropout_key)\n    answers, count",
+        ),
+        the_table_follows=(
+            "table = jax.lax.stop_gradient(model.language_model.embedding[...])",
+            "table = (model.language_model.embedding[...])",
+        ),
+    )
+    plant(
+        "llamo_jax/training/metrics.py",
+        "tests/llamo_jax/test_validations.py -k in_a_row",
+        since_goes_on=(
+            "self.best, self.best_step, self.since = loss, step, 0",
+            "self.best, self.best_step = loss, step",
+        ),
+    )
+    plant(
+        "llamo_jax/training/loop.py",
+        "tests/llamo_jax/test_validations.py tests/llamo_jax/test_observability.py tests/llamo_jax/test_words.py -k 'mean_over or line_has or stage_0_learns'",
+        a_mean_of_means=(
+            "return total / count",
+            "return sum(float(t) / max(float(c), 1) for t, c in sums) / len(sums)",
+        ),
+        losses_of_all_tokens=('sums["loss"] / max(sums["targets"], 1)', 'sums["loss"] / max(sums["tokens"], 1)'),
+        graph_use_upside_down=(
+            '{"graph_use": _mean(sums["other"]) - loss}',
+            '{"graph_use": loss - _mean(sums["other"])}',
+        ),
+    )
+    plant(
+        "llamo_jax/training/checkpoints.py",
+        "tests/llamo_jax/test_validations.py -k no_number",
+        no_number_is_the_best=("if validation_loss is not None and not math.isfinite(validation_loss):", "if False:"),
+    )
+    plant(
+        "llamo_jax/training/workdir.py",
+        "tests/llamo_jax/test_observability.py tests/llamo_jax/test_peft.py -k 'decides or has_no_adapters'",
+        any_weight_decay=('"train.steps",', '"train.steps",\n    "train.weight_decay",'),
+        earlier_runs_trained_nothing=(
+            "return base.folder if trained_language_model(base.folder) else trainer_of_language_model(base.folder)",
+            "return None",
+        ),
+    )
+    plant(
+        "llamo_jax/training/flops.py",
+        "tests/llamo_jax/test_observability.py -k peaks",
+        v5_lite_is_v5=("max(names, key=len)", "min(names, key=len)"),
+    )
+    plant(
+        "llamo_jax/models/graph_encoders/parts.py",
+        f"{KINDS} -k encoders_drop",
+        encoders_never_drop=(
+            "keys = None if dropout_key is None else jax.random.split(dropout_key, num_layers)",
+            "keys = None",
+        ),
+    )
+    plant(
+        "llamo_jax/models/graph_encoders/gatv2.py",
+        f"{KINDS} -k gatv2",
+        no_relu_between_layers=("graphs.nodes + jnp.where(is_last, x, jax.nn.relu(x))", "graphs.nodes + x"),
+    )
+    plant(
+        "llamo_jax/models/projectors/resampler.py",
+        f"{KINDS} -k resampler_add",
+        queries_are_forgotten=("x = x + attended", "x = attended"),
+    )
+    plant(
+        "llamo_jax/models/projectors/queries.py",
+        f"{KINDS} -k normalised_before",
+        tokens_are_not_normalised=("parts.apply_mlp(self.mlp, self.norm(tokens))", "parts.apply_mlp(self.mlp, tokens)"),
+    )
+    plant(
+        "llamo_jax/models/llama.py",
+        f"{MODELS} -k tied_embeddings",
+        tied_embeddings_start_large=("scale = config.width**-0.5 if config.tie_embeddings else 1.0", "scale = 1.0"),
+    )
+    plant(
+        "llamo_jax/models/layers.py",
+        f"{MODELS} -k without_molecules",
+        nothing_moves_the_statistics=(
+            "jnp.where(count > 0, self.momentum, 0.0)",
+            "jnp.where(count >= 0, self.momentum, 0.0)",
+        ),
+    )
+    plant(
+        "llamo_jax/models/attention.py",
+        f"{MODELS} -k kernels_are",
+        splash_divides_heads=('if platform == "tpu" and splash and divided:', 'if platform == "tpu" and splash:'),
+    )
+    plant(
+        "llamo_jax/loading.py",
+        "tests/llamo_jax/test_generation.py -k asked_as_it",
+        smiles_are_always_shown=("show_smiles=prompt.show_smiles,", "show_smiles=True,"),
+        graphs_are_always_shown=("        show_graph=prompt.show_graph,\n", ""),
+    )
+    plant(
+        "llamo_jax/generation/likelihood.py",
+        f"{DECODING} -k whole_pass",
+        later_likelihoods_are_the_first_rows=(
+            "for row, index in zip(found, chunk, strict=False):",
+            "for row, index in zip(found, order, strict=False):",
+        ),
+    )
+    plant(
+        "llamo_jax/generation/generator.py",
+        f"{DECODING} -k 'beams_of_many or whatever_is_processed or seed_and_number or fit_the_fullest'",
+        later_beams_are_the_first_prompts=(
+            "for row, index in enumerate(chunk):",
+            "for row, index in enumerate(indices[: len(chunk)]):",
+        ),
+        a_score_is_a_mean=("float(np.sum(log_probabilities))", "float(np.mean(log_probabilities))"),
+        neighbours_share_draws=("number * self.decoding.num_samples + sample", "number + sample"),
+        each_process_its_own_rows=("fit = distributed.least(", "fit = float("),
+    )
+    plant(
+        "llamo_jax/generation/decode.py",
+        f"{DECODING} -k whatever_is_processed",
+        processed_log_probabilities=(
+            "log_probability = logits[everyone, token] - jax.nn.logsumexp(logits, axis=-1)",
+            "log_probability = scores[everyone, token] - jax.nn.logsumexp(scores, axis=-1)",
+        ),
+    )
+    plant(
+        "llamo_jax/generation/engine.py",
+        f"{BATCHER} -k leaves_takes",
+        who_leaves_ends_row_0=(
+            "places = np.full(self._count, self._count, np.int32)",
+            "places = np.zeros(self._count, np.int32)",
+        ),
+    )
+    plant(
+        "llamo_jax/generation/batcher.py",
+        f"{BATCHER} -k 'leaves_takes or made_anew'",
+        free_rows_are_no_room=("self.waiting_limit + max(0, self.rows - len(self._running))", "self.waiting_limit"),
+        who_queues_is_not_told=("rest = list(self._waiting)", "rest = list[Ticket]()"),
+    )
+    plant(
+        "llamo_jax/generation/embeddings.py",
+        "tests/llamo_jax/test_embed.py -k large_molecules",
+        large_molecules_go_at_once=("while slots > 1 and slots * _atoms", "while False and slots * _atoms"),
+    )
+    plant(
+        "llamo_jax/evaluation/examples.py",
+        f"{EVALUATION} -k test_split",
+        validation_is_the_test=(
+            'for name in ("test", "validation") if name in splits',
+            'for name in ("validation", "test") if name in splits',
+        ),
+    )
+    plant(
+        "llamo_jax/evaluation/run.py",
+        f"{EVALUATION} -k 'another_evaluation or groups_are or their_context'",
+        another_model_s_answers=('for name in ("model", "data", "prompt")', 'for name in ("data", "prompt")'),
+        answers_in_the_order_of_finishing=(
+            "[answers[index][0].text for index in range(len(questions))],",
+            "[samples[0].text for samples in answers.values()],",
+        ),
+        context_is_ignored=('numbers=missing, questions_only=config.context == "questions_only")', "numbers=missing)"),
+    )
+    plant(
+        "llamo_jax/evaluation/functional_groups.py",
+        f"{EVALUATION} -k graphs_that_are_given",
+        always_the_own_graph=(
+            "Record(record.conversation._replace(messages=ask), other.graphs)",
+            "Record(record.conversation._replace(messages=ask), record.graphs)",
+        ),
+    )
+    plant(
+        "llamo_jax/evaluation/questions.py",
+        f"{EVALUATION} -k absent_groups",
+        absent_groups_are_drawn_alike=(
+            "rng.choices(absent, [frequency[group] for group in absent])[0]",
+            "rng.choice(absent)",
+        ),
+    )
+    plant(
+        "llamo_jax/apps/serve/service.py",
+        "tests/llamo_jax/test_serve.py -k 'settings_of or same_answer_in'",
+        all_choices_are_one=(
+            "samplings = [first._replace(sample=number) for number in range(request.n or 1)]",
+            "samplings = [first for _ in range(request.n or 1)]",
+        ),
+        no_seed_is_zero=("secrets.randbits(32) if request.seed is None else request.seed", "request.seed or 0"),
+        tokens_behind_the_end=("            if is_said\n", ""),
+    )
+    plant(
+        "llamo_jax/apps/serve/api.py",
+        "tests/llamo_jax/test_serve.py -k settings_of",
+        streams_are_of_one_choice=(
+            '"index": number,\n                                        "delta"',
+            '"index": 0,\n                                        "delta"',
+        ),
+    )
+    plant(
+        "llamo_jax/apps/predict.py",
+        "tests/llamo_jax/test_predict.py -k interrupted",
+        another_model_goes_on=('        "model": fingerprint[:16],\n', ""),
+    )
+    plant(
+        "llamo_jax/analysis/cells.py",
+        "tests/llamo_jax/test_ablation.py -k 'their_seeds or as_many'",
+        one_seed=("values.seed = cell.seed", "values.seed = 0"),
+        text_takes_the_place_of_answers=(
+            "values.data.tokens_per_row += round(longer",
+            "values.data.tokens_per_row += 0 * round(longer",
+        ),
+    )
+    plant(
+        "llamo_jax/analysis/attention.py",
+        "tests/llamo_jax/test_attention_analysis.py -k most_attended",
+        the_least_attended=("lost(np.argsort(-attention)[:count])", "lost(np.argsort(attention)[:count])"),
+    )
+    plant(
+        "llamo_jax/analysis/ablation.py",
+        "tests/llamo_jax/test_ablation.py -k another_graph_costs",
+        another_graph_pays=("float(own.mean() - other.mean())", "float(other.mean() - own.mean())"),
+    )
+    plant(
+        "llamo_jax/analysis/instruction_effect.py",
+        "tests/llamo_jax/test_instruction_effect.py -k about_the_test",
+        judged_on_training_rows=('split="test",', 'split="train",'),
+    )
+    plant(
+        "llamo_jax/convert/official.py",
+        "tests/llamo_jax/test_convert.py -k without_a_projector",
+        no_projector_is_the_original_s=(
+            "shared = projector is not None and not any(",
+            "shared = projector is None or not any(",
+        ),
     )
     return found
 

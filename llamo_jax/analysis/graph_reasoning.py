@@ -256,6 +256,8 @@ def run(options: argparse.Namespace) -> None:
             records_of(options.graphs, seed=0), folder, VOCABULARY, Settings(task="instruction", tokenizer=tokenizer)
         )
     values.data.update({"source": str(folder), "task": "instruction", "tokenizer": tokenizer})
+    # with edges shown they are more than twice as long, and hold the longest list, of 160 edges
+    values.data.tokens_per_row = max(values.data.tokens_per_row, 512)
     values.model.graph_encoder.atom_cardinalities = VOCABULARY.nodes
     values.model.graph_encoder.bond_cardinalities = VOCABULARY.edges
     planned = cells.plan(options)

@@ -80,8 +80,10 @@ class Service:
         )
         smiles = request.smiles()
         if len(smiles) > self.batcher.room.molecules:  # before any of them is read
-            told = f"{len(smiles):,} molecules are shown; at most {self.batcher.room.molecules:,} are allowed"
-            raise APIError(400, told, code="context_length_exceeded", param="molecules")
+            told = (
+                f"the conversation shows {len(smiles):,} molecules; at most {self.batcher.room.molecules:,} are allowed"
+            )
+            raise APIError(400, told, code="context_length_exceeded", param="messages")
         conversation = Conversation(tuple(self._checked(smiles)), messages)
         generator = self.assistant.generator
         try:
@@ -153,7 +155,9 @@ class Service:
             except ConfigError as error:
                 raise APIError(400, str(error), code="bad_model", param="what") from None
             except asyncio.CancelledError:
-                await asyncio.wait({work})  # a thread cannot be stopped, and the next one waits for it
+                await asyncio.gather(
+                    work, return_exceptions=True
+                )  # a thread cannot be stopped: the next one waits for it
                 raise
 
     def log_probabilities(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
