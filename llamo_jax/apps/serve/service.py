@@ -155,9 +155,8 @@ class Service:
             except ConfigError as error:
                 raise APIError(400, str(error), code="bad_model", param="what") from None
             except asyncio.CancelledError:
-                await asyncio.gather(
-                    work, return_exceptions=True
-                )  # a thread cannot be stopped: the next one waits for it
+                # no thread can be stopped: the next one waits
+                await asyncio.gather(work, return_exceptions=True)
                 raise
 
     def log_probabilities(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
