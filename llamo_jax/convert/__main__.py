@@ -152,7 +152,8 @@ def _ends(tokenizer: TextTokenizer, prompt: PromptConfig | None) -> dict[str, An
     """What transformers has to know of tokens that frame a text: where answers end above all, as they were trained."""
     style = "plain" if prompt is None else prompt.style
     ends = PromptEncoder(tokenizer, 0, style=style, show_smiles=True).stop_ids
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    begins = {} if tokenizer.bos_id is None else {"bos_token_id": tokenizer.bos_id}
+    return {**begins, "eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
 
 
 def _check_base(base: Path, config: DecoderConfig, language_model: Weights) -> None:
