@@ -8,6 +8,9 @@ from typing import Any
 from rdkit import Chem
 
 from data_pipeline.errors import DataError
+from data_pipeline.molecule import parse_smiles
+
+CARD = (260, 180)
 
 LARGEST = 300
 """Heavy atoms of a molecule that is drawn for people: coordinates take time by their cube, 16 s for 2,000."""
@@ -50,6 +53,11 @@ def markup(mol: Chem.Mol, size: tuple[int, int], **options: Any) -> str:
     if mol.GetNumHeavyAtoms() > LARGEST:
         return f"<p>more than {LARGEST} atoms, not drawn</p>"
     return f"<code>{html.escape(Chem.MolToSmiles(mol))}</code>" if why_not() else svg(mol, size, **options)
+
+
+def card(smiles: str) -> str:
+    """`markup` of CARD pixels, for data_pipeline.guard.tried; raises InvalidMoleculeError."""
+    return markup(parse_smiles(smiles), CARD)
 
 
 def _drawn(kind: str, mol: Chem.Mol, size: tuple[int, int], options: dict[str, Any]) -> str | bytes:

@@ -120,6 +120,9 @@ def pieces(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[s
     there = ""
     for end in range(1, len(ids) + 1):
         text = decode(ids[:end]).rstrip("\ufffd")  # the beginning of a character
+        if len(text) < len(there):  # of several characters in bytes, some decoders tell all or none
+            found.append("")
+            continue
         found.append(text[len(there) :])
         there = text
     return found
@@ -249,7 +252,8 @@ class SentencePieceTokenizer:
         self._control = {self._processor.id_to_piece(i): i for i in range(count) if self._processor.is_control(i)}
         self._control |= {text: index for index, (text, special) in self._added.items() if special}
         self._special = {name: _content(configuration.get(name)) for name in ("bos_token", "eos_token")}
-        self.bos_id: int | None = self._control.get(self._special["bos_token"] or "", self._processor.bos_id())
+        bos = self._control.get(self._special["bos_token"] or "", self._processor.bos_id())
+        self.bos_id: int | None = bos if bos >= 0 else None
         self.eos_id: int = self._control.get(self._special["eos_token"] or "", self._processor.eos_id())
         if self.eos_id < 0:
             raise DataError(f"{folder} has no end-of-sequence token")

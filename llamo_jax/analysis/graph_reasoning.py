@@ -42,6 +42,9 @@ NODES = (8, 60)
 VOCABULARY = GraphVocabulary(nodes=(80,), edges=(1,))
 """A node's number; Les Misérables has 77."""
 
+GRAPHS_VERSION = 2
+"""Raised when the same number of graphs become others."""
+
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 SOCIAL = {"karate": "Zachary's karate club", "les_miserables": "Les Misérables"}
 NEW_TOKENS = 8
@@ -248,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Makes the graphs once, trains cell by cell, and compares."""
     values = cells.read_values(options)
-    folder = options.output / "data" / f"graphs-{options.graphs}"
+    folder = options.output / "data" / f"graphs-{GRAPHS_VERSION}-{options.graphs}"
     tokenizer = values.data.tokenizer or str(prepare_embedded(options.cache_dir) / "tokenizer")
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

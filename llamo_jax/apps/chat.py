@@ -10,6 +10,7 @@ lists them. Ctrl-C ends an answer, Ctrl-D the chat.
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 import threading
@@ -176,6 +177,9 @@ def _ended_by_interrupt() -> Iterator[None]:
 
 
 def _typed_lines() -> Iterator[str]:
+    # bytes that are no text become marks in their own line: decoding would fail for all that was read along with it
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> ").strip()
@@ -184,8 +188,10 @@ def _typed_lines() -> Iterator[str]:
         except KeyboardInterrupt:
             print("\n/quit or Ctrl-D leaves", flush=True)
             continue
-        except UnicodeDecodeError as error:
-            print(f"a line that is no {error.encoding} was left out", flush=True)
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            print("a line that is no text was left out", flush=True)
             continue
         if line:
             yield line

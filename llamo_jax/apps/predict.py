@@ -75,13 +75,14 @@ def predict(options: argparse.Namespace) -> str:
         "smiles_column": column,
     }
     partial = options.output.with_name(f"{options.output.name}{storage.PARTIAL}.jsonl")
-    done = _begun(partial, about)
+    begun = _begun(partial, about)
+    done = {each.row: begun[each.row] for each in rows if begun.get(each.row, {}).get("smiles") == each.smiles}
     missing = [each for each in rows if each.row not in done]
     with (
         storage.LineWriter(partial) as lines,
         watched(total=len(rows), initial=len(rows) - len(missing), desc="answers", unit=" rows") as bar,
     ):
-        if not done:
+        if not begun:
             lines.write({"about": about})
         for batch in in_batches(missing):
             ask = (Message("user", options.question),)
@@ -105,6 +106,8 @@ def _begun(partial: epath.Path, about: dict[str, Any]) -> dict[int, dict[str, An
     """The answers of an interrupted run, by row; raises DataError if it asked something else."""
     first, *rows = storage.read_json_lines(partial) or [{"about": about}]
     there = first.get("about")
+    # an earlier version did not note the column: its rows say which molecules they are about
+    there = {"smiles_column": about["smiles_column"], **there} if isinstance(there, dict) else there
     if there != about:
         differing = [name for name in about if not isinstance(there, dict) or there.get(name) != about[name]]
         raise DataError(f"{partial} holds answers of another run (other {', '.join(differing)}); remove it")

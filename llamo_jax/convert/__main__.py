@@ -131,7 +131,9 @@ def to_huggingface(options: argparse.Namespace) -> None:
     stored = _read(options.checkpoint)
     decoder = stored.config.language_model
     language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
-    hf = huggingface.write_config(decoder, stored.huggingface, language_model["embedding"].dtype)
+    dtypes = {np.dtype(array.dtype) for array in language_model.values()}
+    whole = np.dtype(np.float32) in dtypes  # what was trained; a reader would round it to the dtype of the rest
+    hf = huggingface.write_config(decoder, stored.huggingface, np.dtype("f4") if whole else min(dtypes, key=str))
     tokenizer = workdir.at(options.checkpoint)[0] / "tokenizer"
     generation = _ends(load_tokenizer(tokenizer), stored.prompt) if tokenizer.is_dir() else {}
     hf |= generation
@@ -172,13 +174,15 @@ def _check_base(base: Path, config: DecoderConfig, language_model: Weights) -> N
 
 
 def _equal(theirs: Any, ours: Any) -> bool:
-    """Layer by layer, in our dtype: frozen weights may be kept in a smaller one."""
+    """Layer by layer, in the smaller of the dtypes: what is frozen, or was exported before, may be kept in one."""
+    dtype = min((theirs.dtype, ours.dtype), key=lambda each: np.dtype(each).itemsize)
+
+    def same(one: Any, other: Any) -> bool:
+        return np.array_equal(np.asarray(one).astype(dtype), np.asarray(other).astype(dtype))
+
     if len(theirs.shape) < 3:
-        return np.array_equal(np.asarray(theirs[...]).astype(ours.dtype), np.asarray(ours[...]))
-    return all(
-        np.array_equal(np.asarray(theirs[layer]).astype(ours.dtype), np.asarray(ours[layer]))
-        for layer in range(theirs.shape[0])
-    )
+        return same(theirs[...], ours[...])
+    return all(same(theirs[layer], ours[layer]) for layer in range(theirs.shape[0]))
 
 
 def _model_config(

@@ -332,11 +332,12 @@ def _sentencepiece(file: GGUF) -> TextTokenizer:
     tokens, scores, kinds = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type"))
     model: Any = protocol.ModelProto()  # type: ignore[attr-defined]  # protobuf fills its module when it is imported
     # what frames conversations is no text, as which older files have it: a message could end its turn with it
-    template = str(metadata.get("tokenizer.chat_template"))
+    template = metadata.get("tokenizer.chat_template") or ""
     framing = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "padding")}
     for index, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
         named = index in framing and kind != TokenType.UNKNOWN  # which pads in some models
-        frames = named or (kind == TokenType.USER_DEFINED and token in template)
+        mark = kind == TokenType.USER_DEFINED and re.fullmatch(r"<\S+>|\[/?\S+\]", token) is not None
+        frames = named or (mark and token in template)
         # GGUF took sentencepiece's numbers over
         model.pieces.add(piece=token, score=score, type=int(TokenType.CONTROL if frames else kind))
     spec = model.trainer_spec

@@ -126,8 +126,8 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """Requests that queue for a row."""
-        return len(self._waiting)
+        """Requests that queue for a row; who has left takes no room."""
+        return sum(not ticket.cancelled for ticket in list(self._waiting))
 
     @property
     def alive(self) -> bool:
@@ -166,7 +166,7 @@ class Batcher:
         with self._changed:
             if self._closing:
                 raise BusyError(STOPPING, closing=True)
-            waiting = sum(not ticket.cancelled for ticket in self._waiting)  # who has left takes no room
+            waiting = self.waiting
             if waiting + len(tickets) > self.waiting_limit + max(0, self.rows - len(self._running)):
                 raise BusyError(f"{waiting:,} requests are waiting already", closing=False)
             self._waiting.extend(tickets)
@@ -207,6 +207,12 @@ class Batcher:
             self._engine.release(list(ended))
         for row, end in ended.items():
             self._deliver(self._running.pop(row), end)
+        with self._changed:
+            left = [ticket for ticket in self._waiting if ticket.cancelled]
+            if left:  # their prompts need not be kept until a row is free
+                self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        for ticket in left:
+            self._deliver(ticket, Piece([], [], "cancelled"))
         free = [row for row in range(self.rows) if row not in self._running]
         for row in free[:ADMITTED_AT_A_TIME]:
             new = self._next()

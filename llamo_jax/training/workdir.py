@@ -30,7 +30,6 @@ from llamo_jax.models.folder import PARTS, is_model_folder, read_model
 from llamo_jax.models.lora import PARTS as LORA_PARTS
 from llamo_jax.models.migrations import SCHEMA_VERSION, SchemaError, migrated_model
 from llamo_jax.training.config import Config
-from llamo_jax.training.trainable import rules_of
 
 T = TypeVar("T")
 
@@ -372,10 +371,14 @@ def write_base(folder: epath.Path, base: Base) -> None:
 
 def trained_language_model(folder: epath.PathLike) -> list[str]:
     """What a run trained of the language model itself, besides adapters on it: paths, [] if nothing."""
-    config = read_config(folder)
-    names = sorted(define_model(config.model).names())
-    decided = {name: next((each for pattern, each in rules_of(config.train) if re.fullmatch(pattern, name)), False)
-               for name in names}  # fmt: skip
+    # of its training, these rules alone: other settings may have been legal once
+    path, content = _stored_config(folder)
+    train = content.get("train") or {}
+    rules = [("language_model/embedding", True)] if train.get("train_token_embedding") else []
+    rules += train.get("trainable", ())
+    names = sorted(define_model(_parsed(path, ModelConfig, content["model"])).names())
+    with storage.understood(path):
+        decided = {name: next((on for pattern, on in rules if re.fullmatch(pattern, name)), False) for name in names}
     adapters = tuple(f"/{part}" for part in LORA_PARTS)
     return [name for name in names if decided[name] and name.startswith("language_model/")
             and not name.endswith(adapters)]  # fmt: skip

@@ -2,6 +2,8 @@
 
 import dataclasses
 import queue
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +228,14 @@ def test_tokens_are_pieces_of_the_text():
     assert pieces(lambda ids: bytes(ids).decode(errors="replace"), letters) == ["", "é", "", "", "中"]
     assert pieces(lambda ids: bytes(ids).decode(errors="replace"), letters[:-1]) == ["", "é", "", ""]
 
+    def all_or_none(ids):  # as tokenizers' ByteFallback decodes a run of bytes
+        try:
+            return bytes(ids).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(ids)
+
+    assert pieces(all_or_none, letters) == ["", "é", "", "", "中"]
+
 
 def _with(generator, decoding):
     made = object.__new__(type(generator))
@@ -245,6 +255,9 @@ def test_who_leaves_takes_nobody_else_along(generator):
         second.tickets[0].cancel()
         assert first.result() == expected
         assert len(expected[0][0]) == 64
+        deadline = time.monotonic() + 300
+        while batcher.running and time.monotonic() < deadline:
+            time.sleep(0.01)
         # free rows are room enough where nobody may queue
         every = Asked(batcher, one, *[Sampling(2)] * ROWS)
         assert {reason for *_, reason in every.result()} == {"length"}
@@ -261,10 +274,17 @@ def test_where_no_rows_can_be_made_anew_all_are_told(generator, monkeypatch):
     def fails(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(batcher, "_new_engine", fails)
+    def no_room():
+        # the old rows, and the error whose frames hold them, are gone by now
+        renewed.append(hasattr(batcher, "_engine") or sys.exc_info() != (None, None, None))
+        fails()
+
+    renewed = []
+    monkeypatch.setattr(batcher, "_new_engine", no_room)
     monkeypatch.setattr(batcher._engine, "advance", fails)
     asked = Asked(batcher, prompt, *[Sampling(TOKENS)] * 2 * ROWS)
     assert {reason for *_, reason in asked.result()} == {"failed"}
+    assert renewed == [False]
     assert not batcher.alive
     with pytest.raises(BusyError):
         Asked(batcher, prompt, Sampling(2))

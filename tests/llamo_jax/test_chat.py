@@ -125,14 +125,12 @@ def test_ctrl_c_ends_the_answer_and_not_the_chat(trained, monkeypatch, capsys):
 
 def test_a_line_that_cannot_be_answered_ends_nothing(trained, monkeypatch, capsys):
     """What was said can still be saved."""
-    lines = iter(["first", UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), "second"])
+    lines = iter(["first", "caf\udce9", "second"])
 
     def typed(_):
         line = next(lines, None)
         if line is None:
             raise EOFError
-        if isinstance(line, Exception):
-            raise line
         return line
 
     def stream(self, question, **_):
@@ -145,5 +143,5 @@ def test_a_line_that_cannot_be_answered_ends_nothing(trained, monkeypatch, capsy
     chat.main(["--checkpoint", str(trained), "--smiles", "CCO"])
     printed = capsys.readouterr().out
     assert "the conversation has no room\n/reset begins a new conversation, /save FILE keeps this one" in printed
-    assert "a line that is no utf-8 was left out" in printed
+    assert "a line that is no text was left out" in printed
     assert "an answer" in printed

@@ -107,7 +107,8 @@ def test_a_few_large_molecules_go_at_a_time(assistant, monkeypatch):
     assert shapes[0] == (64 * 8, 64 * 8)
     assert shapes[-1][1] == 2 * 8
     assert sum(count for count, _ in shapes) == len(many)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # of the largest: products of another length are rounded otherwise
+    assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
 
 
 def test_texts_too_long_for_numpy_are_told_before_the_model_runs(trained, tmp_path, monkeypatch):

@@ -338,14 +338,14 @@ def test_sentencepiece_is_put_together_again(tmp_path, shared_data, texts):
     assert ours.encode(["</s>"]) != [[2]]
 
     # as older files have what ends a turn: a piece of text
-    turn = ["<|im_end|>", "<|im_start|>", "[x]"]
+    turn = ["<|im_end|>", "<|im_start|>", "[x]", "\n"]
     more = keys | {
         "tokenizer.ggml.tokens": [*keys["tokenizer.ggml.tokens"], *turn],
-        "tokenizer.ggml.scores": [*keys["tokenizer.ggml.scores"], 0.0, 0.0, 0.0],
-        "tokenizer.ggml.token_type": [*types, *[int(TokenType.USER_DEFINED)] * 3],
+        "tokenizer.ggml.scores": [*keys["tokenizer.ggml.scores"], 0.0, 0.0, 0.0, 0.0],
+        "tokenizer.ggml.token_type": [*types, *[int(TokenType.USER_DEFINED)] * 4],
         "tokenizer.ggml.eos_token_id": count,
         "tokenizer.ggml.padding_token_id": 0,  # what is unknown pads
-        "tokenizer.chat_template": "{{ '<|im_start|>' }}",
+        "tokenizer.chat_template": "{{ '<|im_start|>' }}\n",
         "tokenizer.ggml.add_space_prefix": False,
     }
     ours = gguf_files.read_tokenizer(gguf_files.read(write(tmp_path / "older.gguf", tokenizer=more)))
@@ -355,6 +355,8 @@ def test_sentencepiece_is_put_together_again(tmp_path, shared_data, texts):
     assert count + 1 not in found
     assert found[-1] == count + 2  # neither ends answers nor frames them
     assert ours.encode(["CC"]) == ours.encode(["CC"], [True])
+    assert ours.encode(["\n"]) == [[count + 3]]  # a text, though the template has line ends
+    assert ours.decode([count + 3]) == "\n"
 
 
 @pytest.mark.parametrize(

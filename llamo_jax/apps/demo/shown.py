@@ -16,7 +16,6 @@ from data_pipeline.molecule import InvalidMoleculeError, featurize, parse_smiles
 from llamo_jax.analysis.attention import highlights
 from llamo_jax.apps.assistant import Explanation
 
-SIZE = (260, 180)
 LOOK_SIZE = (320, 240)
 LONGEST_REFUSAL = 200  # characters of what was typed are repeated
 
@@ -27,7 +26,7 @@ def molecules(smiles: Sequence[str], names: Sequence[str] = ()) -> str:
     for number, each in enumerate(smiles):
         try:
             tried(featurize, each)
-            picture = tried(_picture, each)
+            picture = tried(drawing.card, each)
         except InvalidMoleculeError as error:
             text = html.escape(str(error)[:LONGEST_REFUSAL])
             cards.append(f'<figure class="llamo-card llamo-refused" role="alert">{text}</figure>')
@@ -42,10 +41,6 @@ def molecules(smiles: Sequence[str], names: Sequence[str] = ()) -> str:
             f"<figcaption>{facts}</figcaption></figure>"
         )
     return f'<div class="llamo-cards">{"".join(cards)}</div>'
-
-
-def _picture(smiles: str) -> str:
-    return drawing.markup(parse_smiles(smiles), SIZE)
 
 
 def explanation(found: Explanation, smiles: Sequence[str]) -> str:
@@ -84,8 +79,9 @@ def comparison(answer: str, other: str, name: str, mol: Chem.Mol) -> str:
     words = " ".join(
         html.escape(word) if word in said else f"<mark>{html.escape(word)}</mark>" for word in other.split()
     )
+    picture = drawing.markup(mol, drawing.CARD)
     return (
-        f'<div class="llamo-other"><h4>With the graph of {html.escape(name)} instead</h4>{drawing.markup(mol, SIZE)}'
+        f'<div class="llamo-other"><h4>With the graph of {html.escape(name)} instead</h4>{picture}'
         f"<p>{words}</p><p>{'The same answer.' if answer == other else 'What is new is marked.'}</p></div>"
     )
 
