@@ -11,6 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.molecule import parse_smiles
 
 CARD = (260, 180)
+"""Pixels, width and height, of a molecule among others on a page."""
 
 LARGEST = 300
 """Heavy atoms of a molecule that is drawn for people: coordinates take time by their cube, 16 s for 2,000."""

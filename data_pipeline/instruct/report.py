@@ -12,7 +12,7 @@ from data_pipeline import drawing, storage
 from data_pipeline.guard import tried
 from data_pipeline.instruct.job import CONVERSATIONS, REJECTED
 from data_pipeline.instruct.ratings import RUBRIC, as_csv, sample
-from data_pipeline.molecule import InvalidMoleculeError, parse_smiles
+from data_pipeline.molecule import InvalidMoleculeError
 
 REPORT = "report.html"
 SHOWN = 12
@@ -144,10 +144,6 @@ def _drawn(row: Mapping[str, Any]) -> list[Any]:
 @functools.lru_cache(maxsize=1024)
 def _svg(smiles: str) -> str:
     try:
-        return tried(_drawing, smiles)
+        return tried(drawing.card, smiles)
     except InvalidMoleculeError:
         return f"<code>{html.escape(smiles)}</code>"
-
-
-def _drawing(smiles: str) -> str:
-    return drawing.markup(parse_smiles(smiles), (260, 200))

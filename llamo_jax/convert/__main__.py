@@ -132,8 +132,9 @@ def to_huggingface(options: argparse.Namespace) -> None:
     decoder = stored.config.language_model
     language_model = huggingface.merged(below("language_model/", stored.weights), stored.config.lora)
     dtypes = {np.dtype(array.dtype) for array in language_model.values()}
-    whole = np.dtype(np.float32) in dtypes  # what was trained; a reader would round it to the dtype of the rest
-    hf = huggingface.write_config(decoder, stored.huggingface, np.dtype("f4") if whole else min(dtypes, key=str))
+    # float32 is what was trained: a reader would round it to the dtype of the rest
+    dtype = np.dtype(np.float32) if np.dtype(np.float32) in dtypes else np.dtype(language_model["embedding"].dtype)
+    hf = huggingface.write_config(decoder, stored.huggingface, dtype)
     tokenizer = workdir.at(options.checkpoint)[0] / "tokenizer"
     generation = _ends(load_tokenizer(tokenizer), stored.prompt) if tokenizer.is_dir() else {}
     hf |= generation

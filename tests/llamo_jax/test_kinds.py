@@ -351,7 +351,7 @@ def test_attention_is_that_of_gatv2():
     molecules = MoleculeGraphs.from_smiles(["CC(=O)N", "C"])
     levels = np.asarray(encoder(molecules.atoms))[:, 0]
     for number in range(2):
-        layer = jax.tree.map(lambda x: np.asarray(x)[number], nnx.to_pure_dict(nnx.state(encoder.layers)))  # noqa: B023
+        layer = jax.tree.map(lambda x, n=number: np.asarray(x)[n], nnx.to_pure_dict(nnx.state(encoder.layers)))
         expected = by_formula(encoder, layer, levels[number][:5], molecules)
         update = expected if number == 1 else np.maximum(0, expected)
         np.testing.assert_allclose(levels[number + 1][:5], levels[number][:5] + update, atol=1e-5)
