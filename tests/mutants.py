@@ -828,6 +828,92 @@ def _mutants() -> list[Mutant]:
         tokens_behind_the_end=("            if is_said\n", ""),
     )
     plant(
+        "data_pipeline/generic_graph.py",
+        "tests/data_pipeline/test_generic_graph.py",
+        loops_go_both_ways=("if not graph.is_directed() and begin != end:", "if not graph.is_directed():"),
+    )
+    plant(
+        "data_pipeline/instruct/openai_teacher.py",
+        "tests/data_pipeline/test_instruct.py -k another_attempt",
+        the_same_again=('asked["seed"] + again', 'asked["seed"]'),
+    )
+    plant(
+        "llamo_jax/distributed.py",
+        f"{CLUSTERS} -k smallest",
+        what_the_largest_can=("float(np.min(multihost_utils", "float(np.max(multihost_utils"),
+    )
+    plant(
+        "llamo_jax/generation/batcher.py",
+        f"{BATCHER} -k of_the_settings",
+        ends_of_the_style_alone=(
+            "tokens[-1] in self._generator.stop_ids",
+            "tokens[-1] in self._generator.encoder.stop_ids",
+        ),
+    )
+    plant(
+        "llamo_jax/generation/generator.py",
+        f"{BATCHER} -k of_the_settings",
+        ends_are_said=("ids[-1] in self.stop_ids", "ids[-1] in self.encoder.stop_ids"),
+    )
+    plant(
+        "llamo_jax/evaluation/claims.py",
+        f"{EVALUATION} -k are_listed",
+        targets_are_checked=('check(row["prediction"], row["smiles"][0])', 'check(row["target"], row["smiles"][0])'),
+    )
+    plant(
+        "llamo_jax/evaluation/graph_use.py",
+        f"{EVALUATION} -k changes_nothing_is",
+        equal_is_preferred=('float(np.mean(sums["true"] > sums[name]))', 'float(np.mean(sums["true"] >= sums[name]))'),
+    )
+    plant(
+        "llamo_jax/evaluation/report.py",
+        "tests/llamo_jax/test_intervals.py -k best",
+        worst_first=("np.argsort(-scores", "np.argsort(scores"),
+    )
+    plant(
+        "llamo_jax/evaluation/overview.py",
+        "tests/llamo_jax/test_intervals.py -k best",
+        yes_is_more_frequent=("max(np.mean(truths), 1 - np.mean(truths))", "np.mean(truths)"),
+    )
+    plant(
+        "llamo_jax/analysis/oversmoothing.py",
+        "tests/llamo_jax/test_smoothing.py -k every_seed",
+        one_seed_for_all=("run(np.uint32(seed))", "run(np.uint32(0))"),
+    )
+    plant(
+        "llamo_jax/convert/peft.py",
+        "tests/llamo_jax/test_peft.py -k from_peft_and",
+        no_dropout=('"lora_dropout": lora.dropout,', '"lora_dropout": 0.0,'),
+    )
+    plant(
+        "llamo_jax/apps/demo/talk.py",
+        "tests/llamo_jax/test_demo.py -k explanations_are_kept",
+        of_any_molecule=("key = (tuple(smiles), tuple(turns))", "key = tuple(turns)"),
+        all_are_kept=("while len(self._explained) > KEPT:", "while False:"),
+    )
+    plant(
+        "llamo_jax/apps/serve/limits.py",
+        "tests/llamo_jax/test_serve.py -k body_that",
+        every_piece_has_its_time=("asyncio.timeout_at(deadline)", "asyncio.timeout(self._seconds)"),
+    )
+    plant(
+        "llamo_jax/apps/serve/service.py",
+        "tests/llamo_jax/test_serve.py -k 'settings_of or temperature_where'",
+        one_choice_is_paid=(
+            "for choice in self.choices)\n        return",
+            "for choice in self.choices[:1])\n        return",
+        ),
+        nought_is_none=(
+            "self._temperature if request.temperature is None else request.temperature",
+            "request.temperature or self._temperature",
+        ),
+    )
+    plant(
+        "llamo_jax/apps/serve/api.py",
+        "tests/llamo_jax/test_serve.py -k answers_no_more",
+        always_well=("200 if alive else 503", "200"),
+    )
+    plant(
         "llamo_jax/apps/serve/api.py",
         "tests/llamo_jax/test_serve.py -k settings_of",
         streams_are_of_one_choice=(

@@ -32,6 +32,12 @@ def test_undirected_edges_go_both_ways():
     assert arrays.motifs.shape == (0, 73)
     directed = graph_arrays(path_graph(4, directed=True), VOCABULARY)
     np.testing.assert_array_equal(directed.senders, [0, 1, 2])
+    looped = path_graph(2)
+    looped.add_edge(1, 1, features=(2,))
+    arrays = graph_arrays(looped, VOCABULARY)  # an edge from a node to itself is one direction
+    np.testing.assert_array_equal(arrays.senders, [0, 1, 1])
+    np.testing.assert_array_equal(arrays.receivers, [1, 0, 1])
+    np.testing.assert_array_equal(arrays.bonds[:, 0], [0, 0, 2])
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from data_pipeline.instruct.diversity import Diversity
 from data_pipeline.instruct.examples import EXAMPLES
 from data_pipeline.instruct.kinds import KINDS
 from data_pipeline.instruct.mending import better
-from data_pipeline.instruct.openai_teacher import _retry_after
+from data_pipeline.instruct.openai_teacher import _retry_after, body
 from data_pipeline.instruct.plan import kinds_in_turn, read_shares
 from data_pipeline.instruct.quality import Shown, Thresholds, judged
-from data_pipeline.instruct.requests import Reply, ReplyError, as_reply, parsed, seed_json
+from data_pipeline.instruct.requests import Reply, ReplyError, as_reply, made_request, parsed, seed_json
 from data_pipeline.instruct.seeds import Columns, Excluded, Seed, facts_about, read_seeds
 from data_pipeline.instruct.teachers import Answer, Usage
 
@@ -636,3 +636,12 @@ def test_a_mending_that_leaves_less_is_not_taken():
     about = ("structure", [seed])
     assert better(about, answer(good, good + " It is acyclic."), answer(good, bad), Thresholds())
     assert not better(about, answer(good, bad), answer(good, good + " It is acyclic."), Thresholds())
+
+
+def test_another_attempt_draws_another_answer():
+    """A server that is asked the same with the same seed answers the same: what was unusable would stay so."""
+    request = made_request([Message("user", "Rate it.")], Reply, "someone")
+    asked = {"teacher": "openai", "model": "m", "seed": 7}
+    bodies = [body(asked, request, "none", again) for again in range(3)]
+    assert [each.pop("seed") for each in bodies] == [7, 8, 9]
+    assert bodies[0] == bodies[2] == {"model": "m", "messages": [{"role": "user", "content": "Rate it."}]}

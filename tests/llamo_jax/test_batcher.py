@@ -72,6 +72,25 @@ def test_answers_are_the_generators(generator, batcher):
     assert len({tuple(tokens) for tokens, *_ in found}) > 1
 
 
+def test_tokens_of_the_settings_end_answers_too(trained, generator):
+    """config.decoding.stop_ids, beside what ends an answer in the prompt's style."""
+    prompt = records(smiles=SMILES[:1])
+    ((_, (whole,)),) = generator.generate(prompt)
+    tokens = whole.tokens.tolist()
+    place = next(place for place in range(3, TOKENS) if tokens[place] not in tokens[:place])
+    settings = DecodingConfig(max_new_tokens=TOKENS, stop_ids=(tokens[place],))
+    stopping = Assistant.load(trained, decoding=settings).generator
+    ((_, (answer,)),) = stopping.generate(prompt)
+    assert answer.tokens.tolist() == tokens[: place + 1]
+    assert answer.text == generator.text(tokens[:place])
+    batcher = Batcher(stopping, rows=ROWS, waiting=1, prompt_tokens=256, room=GraphRoom(4, 128))
+    try:
+        found = Asked(batcher, stopping.encoder.encode(prompt)[0], Sampling(TOKENS)).result()
+        assert [(given, reason) for given, _, reason in found] == [(tokens[: place + 1], "stop")]
+    finally:
+        batcher.close()
+
+
 def test_drawn_answers_are_the_generators(trained, generator, batcher):
     settings = DecodingConfig(max_new_tokens=TOKENS, temperature=1.3, top_p=0.8, seed=7, num_samples=3)
     drawing = Assistant.load(trained, decoding=settings).generator

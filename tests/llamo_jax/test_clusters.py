@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
 
@@ -181,6 +182,14 @@ def test_processes_of_several_kubernetes_jobs_have_different_numbers(connected):
 def test_gpus_that_do_not_divide_are_refused(connected):
     with pytest.raises(ConfigError, match="3 processes cannot share the 8 GPUs of a machine evenly"):
         connected(MPI | GPUS | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3"})
+
+
+def test_all_processes_take_what_the_smallest_can(monkeypatch):
+    """Rows that fit: where one process took more than another, their programs would not be the same."""
+    assert distributed.least(7.0) == 7.0
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda own: np.array([own, 12.0, 5.0]))
+    assert distributed.least(7.0) == 5.0
 
 
 def test_processes_that_are_not_connected_are_refused(monkeypatch):

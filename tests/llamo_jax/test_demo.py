@@ -346,6 +346,30 @@ def test_what_is_too_large_is_not_drawn():
     assert found.count("not drawn") == 2
 
 
+def test_explanations_are_kept_by_all_that_they_explain(monkeypatch):
+    asked = []
+
+    class Explains:
+        def explain(self, question, *, smiles, history, answer):
+            asked.append((question, tuple(smiles), tuple(history), answer))
+            return Explanation(answer, [], [])
+
+    monkeypatch.setattr("llamo_jax.apps.demo.talk.KEPT", 3)
+    talk = Talk(Explains(), None)
+    first, second = ("What is it?", "An acid."), ("Why?", "It has a carboxylic acid.")
+    several = [(["CCO"], [first]), (["CCN"], [first]), (["CCO"], [first, second])]
+    expected = [(*first[:1], ("CCO",), (), first[1]), (*first[:1], ("CCN",), (), first[1]),
+                (*second[:1], ("CCO",), (first,), second[1])]  # fmt: skip
+    for each in [*several, *several]:
+        assert talk.explain(*each).answer == each[1][-1][1]
+    assert asked == expected  # a second look takes no time
+    talk.explain(["CCC"], [first])  # the oldest goes
+    talk.explain(*several[1])
+    assert len(asked) == 4
+    talk.explain(*several[0])
+    assert len(asked) == 5
+
+
 def test_an_empty_answer_is_told():
     from llamo_jax.apps.demo.page import Handlers
 

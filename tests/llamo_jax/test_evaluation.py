@@ -32,9 +32,9 @@ from data_pipeline.vocabulary import MOLECULES
 from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError, from_dict, to_dict
 from llamo_jax.evaluation import __main__ as command
-from llamo_jax.evaluation import run, wordnet
+from llamo_jax.evaluation import graph_use, run, wordnet
 from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, smiles_in, yes_in
-from llamo_jax.evaluation.claims import check, claims_in, hallucination_scores
+from llamo_jax.evaluation.claims import check, checked_rows, claims_in, hallucination_scores
 from llamo_jax.evaluation.config import EvaluationConfig
 from llamo_jax.evaluation.examples import read_examples
 from llamo_jax.evaluation.functional_groups import describe_records
@@ -265,6 +265,19 @@ def test_claims_are_checked_against_the_molecule(text, false):
     from llamo_jax.evaluation.claims import _shown
 
     assert sorted(_shown(claim) for claim in check(text, ASPIRIN).false) == sorted(false)
+
+
+def test_answers_with_false_claims_are_listed():
+    rows = [
+        {"smiles": ["CCO"], "prediction": "It has a ketone.", "target": "It has an alcohol."},
+        {"smiles": ["CCO"], "prediction": "It has an alcohol.", "target": "It has a ketone."},
+        {"smiles": ["CCO", "C"], "prediction": "It has a ketone.", "target": ""},  # of which one?
+        {"smiles": ["C(C"], "prediction": "It has a ketone.", "target": ""},
+        {"smiles": [], "prediction": "It has a ketone.", "target": ""},
+    ]
+    (found,) = checked_rows(rows)
+    assert (found["smiles"], found["prediction"]) == ("CCO", "It has a ketone.")
+    assert [(claim["kind"], claim["claim"]) for claim in found["false_claims"]] == [("group", "ketone")]
 
 
 def test_descriptions_written_from_facts_claim_nothing_false(embedded):
@@ -561,7 +574,7 @@ def test_graph_use_compares_with_the_graphs_it_says(trained, few, tmp_path):
     generator, _ = load_generator(trained)
     records = read_records(few / "description", "validation")[:5]
 
-    def per_token(graphs):
+    def by_row(graphs):
         values = []
         for record, shown in zip(records, graphs, strict=True):
             (encoded,) = generator.encoder.encode([Record(record.conversation, shown)])
@@ -569,17 +582,33 @@ def test_graph_use_compares_with_the_graphs_it_says(trained, few, tmp_path):
             every = jax.nn.log_softmax(helpers.logits(generator._definition, generator._arrays, batch)[0])
             chosen = every[np.arange(len(encoded.tokens) - 1), encoded.tokens[1:]]
             values.append(np.asarray(chosen)[encoded.is_target[1:]])
-        return float(np.concatenate(values).mean())
+        return values
 
     own = [record.graphs for record in records]
     blank = [(GraphArrays(*(array[:0] for array in graphs[0])),) for graphs in own]
-    expected = {"true": per_token(own), "other": per_token([*own[2:], *own[:2]]), "blank": per_token(blank)}
+    rows = {"true": by_row(own), "other": by_row([*own[2:], *own[:2]]), "blank": by_row(blank)}
+    expected = {name: float(np.concatenate(values).mean()) for name, values in rows.items()}
+    sums = {name: np.array([values.sum() for values in each]) for name, each in rows.items()}
     found = metrics["graph_use"]
     for name, value in expected.items():
         assert found["per_token"][name] == pytest.approx(value, abs=2e-5), name
     for name in ("other", "blank"):
         assert found["change"][name] == pytest.approx(expected["true"] - expected[name], abs=4e-5)
         assert abs(found["change"][name]) > 1e-3  # a graph compared with itself would give 0
+        assert found["prefers_true"][name] == np.mean(sums["true"] > sums[name])
+
+
+def test_a_graph_that_changes_nothing_is_not_preferred(few, monkeypatch):
+    """Answers as probable with any graph: half of the rows, or all, would tell of a use that is not there."""
+
+    def constant(records):
+        return [np.full(len(record.conversation.messages[-1].content), -1.5) for record in records]
+
+    examples = read_examples(few / "description", "description", "validation").examples[:6]
+    monkeypatch.setattr(graph_use, "_tokens", lambda *_: [])
+    found = graph_use.likelihood_graph_use(types.SimpleNamespace(target_log_probabilities=constant), examples)
+    assert found["change"] == {"other": 0.0, "blank": 0.0}
+    assert found["prefers_true"] == {"other": 0.0, "blank": 0.0}
 
 
 def test_regression_errors_have_their_textbook_values():

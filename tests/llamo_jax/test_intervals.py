@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 
 import numpy as np
 import pytest
@@ -152,6 +153,22 @@ def test_the_first_screen_says_what_was_evaluated_and_how_it_went(shared_data, t
     low, high = homo["intervals"]["mae"]
     assert f"off by {homo['mae']:.3g} ({low:.3g} to {high:.3g}) Hartree on average" in page
     assert page.index("Result") < page.index("Scores")
+
+
+def test_a_page_shows_the_best_answers_as_the_best(tmp_path):
+    rows = [{"smiles": ["CCO"], "prediction": said, "target": "No", "question": "Is it an acid?", "index": number}
+            for number, said in enumerate(["Yes, it is wrong.", "No.", "No, indeed."])]  # fmt: skip
+    texts = [{**row, "prediction": said, "target": "It is an alcohol"} for row, said in
+             zip(rows, ["A fox.", "It is an alcohol", "It is an acid"], strict=True)]  # fmt: skip
+    write_report(tmp_path / "page.md", "description", score("description", texts, TOKENIZER), texts)
+    page = (tmp_path / "page.md").read_text()
+    best, worst = page.split("## Best answers")[1].split("## Worst answers")
+    for part, order in (best, (1, 2, 0)), (worst, (0, 2, 1)):
+        assert [int(line.split("|")[1]) for line in part.splitlines() if re.match(r"\| \d", line)] == list(order)
+    yes = [*rows, {**rows[0], "target": "Yes"}]  # one of four
+    write_report(tmp_path / "yes.md", "property_classification", score("property_classification", yes, TOKENIZER), yes)
+    told = (tmp_path / "yes.md").read_text().replace("\\", "")
+    assert "the more frequent answer, always given, would be in 75.0%" in told
 
 
 def test_what_is_asked_about_one_molecule_is_drawn_together():

@@ -82,6 +82,8 @@ def test_from_peft_and_back(tmp_path, adapted, ids):
     run("to_peft", "--checkpoint", tmp_path / "whole", "--base_model", folder / "base", "--output", tmp_path / "peft")
     run("to_peft", "--checkpoint", tmp_path / "whole", "--output", tmp_path / "unnamed")
     assert json.loads((tmp_path / "unnamed" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
+    options = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert [options[name] for name in ("r", "lora_alpha", "lora_dropout")] == [4, 12, 0.1]
     again = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     original = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert set(again) == set(original)

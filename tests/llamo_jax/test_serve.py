@@ -24,7 +24,7 @@ from data_pipeline.errors import DataError
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.apps.serve import __main__ as serve
 from llamo_jax.apps.serve import api, limits
-from llamo_jax.apps.serve.schema import APIError
+from llamo_jax.apps.serve.schema import APIError, ChatRequest
 from llamo_jax.apps.serve.service import Service
 from llamo_jax.config import DecodingConfig
 from tests import helpers
@@ -160,7 +160,9 @@ def test_settings_of_a_request(client, expected):
             parts[choice.index] += choice.delta.content or ""
     assert parts == found
     assert ask(client, temperature=1.5, seed=0, n=3).choices != ask(client, temperature=1.5, n=3).choices
-    assert [each.index for each in ask(client, n=2).choices] == [0, 1]
+    several = ask(client, n=2, logprobs=True)
+    assert [each.index for each in several.choices] == [0, 1]
+    assert several.usage.completion_tokens == sum(len(each.logprobs.content) for each in several.choices)
     word = expected.split()[2]
     stopped = ask(client, stop=[word]).choices[0]
     assert (stopped.message.content, stopped.finish_reason) == (expected[: expected.index(word)], "stop")
@@ -170,6 +172,13 @@ def test_settings_of_a_request(client, expected):
     assert ask(client, max_completion_tokens=3).choices[0].message.content == short.choices[0].message.content
     streamed = "".join(c.choices[0].delta.content or "" for c in ask(client, stop=word, stream=True) if c.choices)
     assert streamed == stopped.message.content
+
+
+def test_the_temperature_where_a_request_names_none(server):
+    service = Service(server.service.assistant, server.service.batcher, seconds=1.0, default_temperature=0.7)
+    for given, expected in ({}, 0.7), ({"temperature": 0}, 0.0), ({"temperature": 1.2}, 1.2):
+        asked = service.understand(ChatRequest.model_validate({"model": "llamo", "messages": QUESTION} | given))
+        assert [sampling.temperature for sampling in asked.samplings] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +326,13 @@ def test_a_full_queue_is_told(trained, server):
         batcher.waiting_limit = 64
 
 
+def test_a_server_that_answers_no_more_says_so(server, monkeypatch):
+    """A load balancer takes it out then."""
+    monkeypatch.setattr(server.service.batcher, "_closing", True)
+    found = httpx.get(f"{server.url}/healthz")
+    assert (found.status_code, found.json()) == (503, {"status": "stopping"})
+
+
 def test_a_deadline_is_told(server, client):
     server.service.seconds = 0.0
     try:
@@ -338,6 +354,25 @@ def test_slow_heads_and_slow_bodies_are_cut_off(server, monkeypatch):
     body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\n"
     endless = sent(body + b"Transfer-Encoding: chunked\r\n\r\n" + b"5000\r\n" + b"x" * 0x5000)
     assert endless.startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_does_not_come_is_waited_for_no_longer_than_said():
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+
+    async def drips():  # each piece comes in time, the whole does not
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    for receive in drips, silent:
+        bounded = limits.BoundedBody(app, max_bytes=10**9, seconds=0.2)
+        with pytest.raises(APIError, match=r"the body did not come within 0\.2 s") as error:
+            asyncio.run(asyncio.wait_for(bounded({"type": "http", "headers": []}, receive, None), 60))
+        assert error.value.status == 408
 
 
 def test_the_log_has_no_prompts(server, client, caplog):

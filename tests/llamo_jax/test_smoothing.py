@@ -6,6 +6,7 @@ import networkx
 import numpy as np
 import pytest
 
+from data_pipeline.records import read_records
 from llamo_jax.analysis import oversmoothing, smoothing
 
 RANK_ONE = np.outer(np.arange(1, 6), [1.0, -2.0, 3.0])
@@ -90,6 +91,14 @@ def test_convergence_of_disconnected_pairs():
     assert (rate, space.shape) == (pytest.approx(0), (4, 2))
     assert smoothing.outside(np.array([[1.0], [1], [-5], [-5]]), space) == pytest.approx(0, abs=1e-9)
     assert smoothing.outside(np.array([[1.0], [-1], [0], [0]]), space) == pytest.approx(1)
+
+
+def test_every_seed_is_another_encoder(few):
+    graphs = [record.graphs[0] for record in read_records(few / "description", "validation")[:2]]
+    first, second = oversmoothing.random_networks(graphs, ("gatv2",), (1,), 8, 2)
+    assert first.name == second.name
+    np.testing.assert_array_equal(first.levels.shape, second.levels.shape)
+    assert np.abs(first.levels - second.levels).max() > 0.1
 
 
 def test_the_program(untrained, few, tmp_path, capsys):
