@@ -18,6 +18,7 @@ from rdkit.Chem import rdCIPLabeler, rdMolDescriptors
 from data_pipeline.describe import Facts, facts_of
 from data_pipeline.functional_groups import FUNCTIONAL_GROUPS, RING_SYSTEMS, has_ring, has_ring_of_class
 from data_pipeline.guard import tried
+from data_pipeline.mol_graph import matches
 from data_pipeline.molecule import parse_smiles
 
 GROUP, RING, ELEMENT, COUNT = KINDS = ("group", "ring", "element", "count")
@@ -362,7 +363,7 @@ class Molecule:
         if kind == GROUP:
             strict = [self.facts.groups.get(name, 0)] if name in FUNCTIONAL_GROUPS else []
             if name in _WIDER:
-                return (*strict, len(self._mol.GetSubstructMatches(_wider(name))))
+                return (*strict, len(matches(self._mol, _wider(name))))
             return (sum(self.facts.groups.get(group, 0) for group in _SYNONYMS.get(name, (name,))),)
         if kind == ELEMENT:
             return (self.facts.elements.get(_ELEMENTS[name], 0),)

@@ -5,6 +5,8 @@ import re
 
 from rdkit import Chem
 
+from data_pipeline.mol_graph import matches
+
 # One line a group, in the order in which texts list them. The names are chosen so that "{name} group" reads well and
 # no name is ambiguous; a SMARTS excludes what a more specific group covers (an ester's oxygen is no ether).
 _GROUP_SMARTS = {
@@ -139,7 +141,7 @@ def functional_groups(mol: Chem.Mol) -> dict[str, int]:
     """Group name → number of occurrences, for the groups that `mol` has, in the order of FUNCTIONAL_GROUPS."""
     found = {}
     for name, pattern in _patterns().items():
-        count = len(mol.GetSubstructMatches(pattern))
+        count = len(matches(mol, pattern))
         if count:
             found[name] = count
     return found
@@ -158,7 +160,7 @@ def ring_systems(mol: Chem.Mol) -> list[str]:
 def has_ring(mol: Chem.Mol, name: str) -> int:
     """How many times a ring system of RING_SYSTEMS occurs, also as a part of a larger one (benzene in naphthalene)."""
     pattern = next(pattern for named in _ring_patterns().values() for known, pattern in named if known == name)
-    return len(mol.GetSubstructMatches(pattern))
+    return len(matches(mol, pattern))
 
 
 def has_ring_of_class(mol: Chem.Mol, name: str) -> int:
@@ -176,7 +178,7 @@ def has_ring_of_class(mol: Chem.Mol, name: str) -> int:
         if bond.IsInRing()
         for atom in (bond.GetBeginAtom(), bond.GetEndAtom())
     }
-    return sum(len(unsaturated.intersection(match)) > 1 for match in mol.GetSubstructMatches(pattern))
+    return sum(len(unsaturated.intersection(match)) > 1 for match in matches(mol, pattern))
 
 
 @functools.cache
@@ -197,7 +199,7 @@ def _skeletons() -> dict[str, Chem.Mol]:
 
 def _ring_phrase(mol: Chem.Mol, atoms: set[int]) -> str:
     for name, pattern in _ring_patterns().get(len(atoms), ()):
-        if any(set(match) == atoms for match in mol.GetSubstructMatches(pattern)):
+        if any(set(match) == atoms for match in matches(mol, pattern)):
             return f"{name} ring"
     count = sum(set(ring) <= atoms for ring in mol.GetRingInfo().AtomRings())
     aromatic = all(mol.GetAtomWithIdx(atom).GetIsAromatic() for atom in atoms)

@@ -103,13 +103,15 @@ def summary(sizes: Mapping[str, np.ndarray], tokens: Mapping[str, np.ndarray]) -
 def suggest_budgets(sizes: np.ndarray, lengths: np.ndarray, tokens_per_row: int) -> dict[str, int]:
     """Row budgets as the fields of config.data: what 99.9 % of the rows need that are filled by tokens alone.
 
-    sizes: int32[C, 4] and lengths: int32[C, 3] of a split's records, see `Source`.
+    sizes: int32[C, 4] and lengths: int32[C, 3] of a split's records, see `Source`. Records without a token, which the
+    prompt style refuses, stand in no row; if there are no others, rows need nothing.
     """
-    length = np.minimum(lengths[:, 0] - 1, tokens_per_row)
-    table = np.concatenate([length[:, None], sizes], axis=1)[:_SAMPLE]
+    written = np.flatnonzero(lengths[:, 0])[:_SAMPLE]
+    length = np.minimum(lengths[written, 0] - 1, tokens_per_row)
+    table = np.concatenate([length[:, None], sizes[written]], axis=1)
     capacity = RowSize(tokens_per_row, *[_UNLIMITED] * len(SIZE_NAMES))
     rows = pack_rows(table, capacity, np.random.default_rng(0).permutation(len(table)))
-    used = np.add.reduceat(table[rows.order], rows.starts[:-1], axis=0)
+    used = np.add.reduceat(table[rows.order], rows.starts[:-1], axis=0) if len(table) else table.sum(0, keepdims=True)
     needed = np.percentile(used, 99.9, axis=0, method="higher").astype(int)
     names = ("tokens_per_row", *(f"{name}_per_row" for name in SIZE_NAMES))
     return dict(zip(names, (tokens_per_row, *needed[1:].tolist()), strict=True))

@@ -10,8 +10,6 @@ from typing import NamedTuple
 from rdkit import Chem
 from rdkit.Chem import rdqueries
 
-_ALL = 10**7  # RDKit's default limit of 1000 matches would cut large molecules silently
-
 
 class MolGraph(NamedTuple):
     """A sanitised molecule with n atoms and m bonds.
@@ -40,6 +38,11 @@ class MolGraph(NamedTuple):
     rings: tuple[tuple[int, ...], ...]
 
 
+def matches(mol: Chem.Mol, pattern: Chem.Mol) -> tuple[tuple[int, ...], ...]:
+    """The atoms of every match; RDKit's default limit of 1000 would cut large molecules silently."""
+    return mol.GetSubstructMatches(pattern, maxMatches=10**7)
+
+
 def read_mol(mol: Chem.Mol) -> MolGraph:
     """The molecule as plain lists; `mol` is sanitised."""
     atoms = list(map(mol.GetAtomWithIdx, range(mol.GetNumAtoms())))
@@ -53,7 +56,7 @@ def read_mol(mol: Chem.Mol) -> MolGraph:
     for index in ends:
         connections[index] += 1
     types = list(map(Chem.Bond.GetBondType, bonds))
-    special = [index for (index,) in mol.GetSubstructMatches(_SPECIAL, maxMatches=_ALL)]
+    special = [index for (index,) in matches(mol, _SPECIAL)]
     rings = mol.GetRingInfo().AtomRings()
     return MolGraph(
         numbers=list(map(Chem.Atom.GetAtomicNum, atoms)),
@@ -63,7 +66,7 @@ def read_mol(mol: Chem.Mol) -> MolGraph:
         charges={index: atoms[index].GetFormalCharge() for index in special},
         radicals={index: atoms[index].GetNumRadicalElectrons() for index in special},
         chirality={index: atoms[index].GetChiralTag() for index in special},
-        aromatic=frozenset(index for (index,) in mol.GetSubstructMatches(_AROMATIC, maxMatches=_ALL)),
+        aromatic=frozenset(index for (index,) in matches(mol, _AROMATIC)),
         ring_atoms=frozenset(itertools.chain.from_iterable(rings)),
         begins=begins,
         ends=ends,

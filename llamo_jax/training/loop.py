@@ -104,8 +104,10 @@ def train(
                     # device values: the loop over batches does not wait for each result
                     sums[graphs].append(program.eval_step(state, frozen, sharding.put_batch(each, mesh)))
                     distributed.moved(step)
-            loss = _mean(sums["true"])
-            return {"validation_loss": loss} | ({"graph_use": _mean(sums["other"]) - loss} if graph_use else {})
+            loss = _mean(sums["true"], settings.objective)
+            return {"validation_loss": loss} | (
+                {"graph_use": _mean(sums["other"], settings.objective) - loss} if graph_use else {}
+            )
 
         epochs = functools.partial(data.train.epochs, config.seed)
         distributed.log(f"{settings.steps:,} steps, {epochs(settings.steps * settings.accumulate):.3g} times the data")
@@ -227,21 +229,28 @@ def _accumulated(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         yield jax.tree.map(lambda *arrays: np.stack(arrays), *group)
 
 
-def _mean(sums: Sequence[tuple[jax.Array, jax.Array]]) -> float:
-    """The mean over all targets, from the sums and counts of batches."""
+def _mean(sums: Sequence[tuple[jax.Array, jax.Array]], objective: str = "answers") -> float:
+    """The mean over all targets, from the sums and counts of batches; raises ConfigError if there are none."""
     total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
+    if not count:
+        raise ConfigError(
+            f"config.train.objective={objective} has nothing to learn in the validation batches: it asks about answers "
+            "about one molecule whose graph is shown; see config.data.source, config.prompt.show_graph"
+        )
     return total / count
 
 
 def _line(log: dict[str, jax.Array]) -> dict[str, Any]:
-    """What a line of metrics.jsonl says of the steps since the last one; losses are means over targets."""
+    """What a line of metrics.jsonl says of the steps since the last one; losses are means over targets.
+
+    Without `loss` and `grad_norm` if all of them were skipped: a loss of 0 would be the best of all.
+    """
     sums = jax.device_get(log)
-    line = {
+    means = {
         "loss": float(sums["loss"] / max(sums["targets"], 1)),
         "grad_norm": float(sums["grad_norm"] / max(sums["steps"], 1)),
-        "target_tokens": int(sums["targets"]),
-        "tokens": int(sums["tokens"]),
     }
+    line = (means if sums["steps"] else {}) | {"target_tokens": int(sums["targets"]), "tokens": int(sums["tokens"])}
     return line | ({"skipped_steps": int(sums["skipped"])} if sums["skipped"] else {})
 
 
@@ -251,8 +260,9 @@ def _readable(step: int, steps: int, line: dict[str, float], left: str) -> str:
         validation += f" ({line['graph_use']:+.4f} with other graphs)"
     speed = f"  {line['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in line else ""
     skipped = f"  {line['skipped_steps']} steps skipped (loss not finite)" if "skipped_steps" in line else ""
+    loss = f"  loss {line['loss']:.4f}" if "loss" in line else ""
     where = f"step {step:>6}/{steps}  epoch {line['epoch']:.2f}"
-    return f"{where}  loss {line['loss']:.4f}{validation}{skipped}{speed}  {left} left"
+    return f"{where}{loss}{validation}{skipped}{speed}  {left} left"
 
 
 class _NonFiniteGuard:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
 
+from data_pipeline.functional_groups import functional_groups, has_ring
 from data_pipeline.known_molecules import known_molecules
 from data_pipeline.molecule import InvalidMoleculeError, featurize
 from data_pipeline.vocabulary import ATOM_CARDINALITIES, BOND_CARDINALITIES, MOTIF_FEATURES
@@ -38,6 +39,14 @@ def test_unusual_bonds_count_as_single():
     assert quadruple[single_bonds].argmax() == 1
     dative = featurize("[NH3]->[Pt](Cl)(Cl)<-[NH3]").motifs
     assert [row[single_bonds].argmax() for row in dative] == [4]
+
+
+def test_all_of_a_polymer_is_seen():
+    """RDKit counts 1000 matches of a pattern, unless it is told to go on."""
+    aromatic = featurize("C(c1ccccc1)" * 180).atoms[:, 7]
+    assert aromatic.sum() == 180 * 6
+    assert functional_groups(Chem.MolFromSmiles("C(O)" * 1100)) == {"alcohol": 1100}
+    assert has_ring(Chem.MolFromSmiles("C(c1ccccc1)" * 1001), "benzene") == 1001
 
 
 def test_large_molecules():

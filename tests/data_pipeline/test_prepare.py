@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipeline import jobs, prepare, shards, storage
+from data_pipeline import jobs, lengths, prepare, shards, storage
 from data_pipeline.corpus import murcko_scaffold
 from data_pipeline.errors import DataError, WorkerError
 from data_pipeline.inspect import main as inspect
@@ -81,6 +81,29 @@ def test_manifest_describes_lengths_and_suggests_budgets(undisturbed, capsys, tm
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="is not a prepared dataset"):
         inspect([str(tmp_path)])
+
+
+def test_budgets_are_what_999_of_1000_rows_need():
+    """Rows of one conversation each; five are large. What the prompt style refuses stands in no row."""
+    sizes = np.tile(np.int32([1, 20, 40, 3]), (1000, 1))
+    sizes[::200] = 1, 90, 180, 9
+    lengths_of = np.tile(np.int32([256, 30, 40]), (1000, 1))
+    found = lengths.suggest_budgets(sizes, lengths_of, 256)
+    expected = {"tokens_per_row": 256, "molecules_per_row": 1, "atoms_per_row": 90, "edges_per_row": 180,
+                "motifs_per_row": 9}  # fmt: skip
+    assert found == expected
+    refused = np.int32([[2, 500, 900, 40]] * 300), np.zeros((300, 3), np.int32)
+    sizes, lengths_of = (np.concatenate(pair) for pair in zip(refused, (sizes, lengths_of), strict=True))
+    assert lengths.suggest_budgets(sizes, lengths_of, 256) == expected
+    assert set(lengths.suggest_budgets(*refused, 256).values()) == {256, 0}
+
+
+def test_features_of_another_version_are_refused(undisturbed, tmp_path):
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    for name in ("format_version", "feature_version"):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {name: "0"}))
+        with pytest.raises(DataError, match=f"has {name} 0, this program needs .*; prepare it again"):
+            read_manifest(tmp_path)
 
 
 def test_workers_do_not_change_the_result(table, undisturbed, tmp_path):
@@ -329,7 +352,8 @@ def test_a_worker_that_is_killed_does_its_chunk_again(tmp_path):
     worker.close()
 
 
-def test_a_row_that_crashes_the_process_is_rejected(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_row_that_crashes_the_process_is_rejected(number, tmp_path):
     work, job = make_job(tmp_path, [{"smiles": "C" * (i + 1), "text": "a"} for i in range(200)])
     worker = Worker()
     crashed = []
@@ -337,12 +361,12 @@ def test_a_row_that_crashes_the_process_is_rejected(tmp_path):
     def crash(index):
         if index >= 100 and not crashed:
             crashed.append(index)
-            os.kill(worker._process.pid, signal.SIGSEGV)
+            os.kill(worker._process.pid, number)
 
     worker.run(job, 0, crash)
     worker.close()
     outcome = shards.read_outcome(work, 0)
-    assert [reason for _, reason, _ in outcome["rejected"]] == [f"crashed RDKit (signal {signal.SIGSEGV:d})"]
+    assert [reason for _, reason, _ in outcome["rejected"]] == [f"crashed RDKit (signal {number:d})"]
     assert len(outcome["sizes"]["train"]) == 199
 
 

@@ -347,8 +347,8 @@ def test_a_fingerprint_tells_what_is_shown_apart(embedded):
     """Lengths are kept by it: those of 28 graph tokens are wrong for eight."""
     tokenizer = load_tokenizer(embedded / "tokenizer")
     settings = [
-        {"num_graph_tokens": count, "show_smiles": smiles, "show_graph": graph, "style": "plain"}
-        for count in (8, 28) for smiles in (True, False) for graph in (True, False)
+        {"num_graph_tokens": count, "show_smiles": smiles, "show_graph": graph, "style": style}
+        for count in (8, 28) for smiles in (True, False) for graph in (True, False) for style in PROMPT_STYLES
     ]  # fmt: skip
     assert len({PromptEncoder(tokenizer, **each).fingerprint() for each in settings}) == len(settings)
 

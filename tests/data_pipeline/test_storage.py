@@ -62,6 +62,16 @@ def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert order[0][1].endswith(storage.PARTIAL)
     assert order[2][1] == str(tmp_path)
 
+    (tmp_path / "half" / "below").mkdir(parents=True)
+    (tmp_path / "half" / "below" / "file").write_text("text")
+    noted("rename", os.rename, lambda old, new: os.fspath(new))
+    order.clear()
+    storage.finish_folder(storage.as_path(tmp_path / "half"), storage.as_path(tmp_path / "whole"))
+    before = {path for kind, path in order[: [kind for kind, _ in order].index("rename")] if kind == "fsync"}
+    assert {str(tmp_path / "half" / part) for part in ("below/file", "below", ".")} <= {*before, f"{tmp_path}/half/."}
+    assert str(tmp_path / "half") in before
+    assert order[-1] == ("fsync", str(tmp_path))
+
 
 def test_lines_survive_a_cut(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"

@@ -16,6 +16,7 @@ from jax._src.clusters import cloud_tpu_cluster
 
 from llamo_jax import clusters, distributed
 from llamo_jax.config import ConfigError
+from llamo_jax.training import preemption
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = {
@@ -190,6 +191,29 @@ def test_all_processes_take_what_the_smallest_can(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda own: np.array([own, 12.0, 5.0]))
     assert distributed.least(7.0) == 5.0
+
+
+def test_checkpoints_that_all_processes_see(monkeypatch):
+    assert distributed.common([9, 6, 3]) == [9, 6, 3]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def gathered(own):
+        other = np.full_like(own, -1)
+        other[:2] = 6, 3  # the newest is not there yet
+        return np.stack([own, other])
+
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gathered)
+    assert distributed.common([9, 6, 3]) == [6, 3]
+    assert distributed.common([9]) == []
+
+
+def test_a_request_to_stop_stays(monkeypatch):
+    """JAX tells of it at one call, which may be in the middle of a validation."""
+    answers = iter([False, True, False, False])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(preemption.multihost_utils, "reached_preemption_sync_point", lambda _: next(answers))
+    request = preemption.StopRequest()
+    assert [request.requested() for _ in range(4)] == [False, True, True, True]
 
 
 def test_processes_that_are_not_connected_are_refused(monkeypatch):

@@ -155,6 +155,10 @@ def test_a_sliding_window_shorter_than_the_row_is_refused(tmp_path, ids):
     torch_model("mistral", sliding_window=8).save_pretrained(tmp_path)
     config, arrays, _ = huggingface.read_language_model(tmp_path)
     assert config.sliding_window == 8
+    decoder = LlamaDecoder(config, compute_dtype="float32", rngs=nnx.Rngs(0))
+    cache, one = decoder.empty_cache(2, 9), jnp.zeros((2, 1, config.width))
+    with pytest.raises(ConfigError, match="sliding_window=8: sliding attention over 9 tokens"):  # answers grow into it
+        decoder.extend(cache, jnp.array([3, 4]), one)
     with pytest.raises(ConfigError, match="sliding_window=8"):
         our_logits(config, huggingface.NO_LORA, arrays, ids)
     our_logits(config, huggingface.NO_LORA, arrays, ids[:, :8])

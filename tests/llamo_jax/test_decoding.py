@@ -365,6 +365,8 @@ def test_rows_are_those_that_fit_beside_weights_and_cache(monkeypatch):
     model = runs.read_config(stage1.get_config("llama2_7b")).model
     assert 64 * memory.row_bytes(model, 640, tensor=1) == 21_474_836_480
     assert memory.row_bytes(model, 640, tensor=8) == memory.row_bytes(model, 640, tensor=1) // 8
+    shared = dataclasses.replace(model, language_model=dataclasses.replace(model.language_model, num_kv_heads=4))
+    assert memory.row_bytes(shared, 640, tensor=8) == memory.row_bytes(shared, 640, tensor=1)  # whole on every device
     weights = 13.5e9
     assert memory.rows_per_shard(model, 640, 1, 40e9, weights) == 55  # (0.8 · 40 - 13.5) / 0.336
     assert memory.rows_per_shard(model, 640, 1, math.inf, 0) == math.inf
@@ -397,6 +399,23 @@ def test_beams_of_many_prompts_are_those_of_each(small):
     for index in (0, 5, 9):
         ((_, alone),) = generator(model, decoding, max_rows=8).generate([records[index]])
         assert found[index][0].tokens.tolist() == alone[0].tokens.tolist()
+
+
+def test_graph_tokens_are_no_words_that_were_said(small):
+    """They stand in a prompt as token 0, which is a word like any other."""
+    (definition, arrays), _ = small
+    prompt = helpers.conversation((helpers.SMILES[0],), 12, 3)
+    decoding = DecodingConfig(max_new_tokens=2, repetition_penalty=1.5)
+    batch = jax.tree.map(jnp.asarray, collate_prompts([prompt]))
+
+    @jax.jit
+    def started(arrays):
+        keys = jax.random.split(jax.random.key(0), len(batch.tokens))
+        return decode._started(definition.merge(arrays), batch, keys, 64, decoding, (2,))
+
+    rows = started(arrays)
+    first = int(rows.generated.tokens[0, 0])
+    assert set(np.flatnonzero(rows.seen[0])) - {first} == set(prompt.tokens[prompt.molecule < 0].tolist()) - {first}
 
 
 def test_scores_are_the_models_own_whatever_is_processed(small):

@@ -9,11 +9,13 @@ import resource
 import shutil
 import signal
 import time
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -25,8 +27,8 @@ from data_pipeline.loader import BatchLoader
 from data_pipeline.tokenizer import train_tokenizer
 from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError, MeshConfig
-from llamo_jax.training import checkpoints, workdir
-from llamo_jax.training.step import TrainState, empty_log
+from llamo_jax.training import checkpoints, loop, workdir
+from llamo_jax.training.step import TrainState, empty_log, make_train_step
 from llamo_jax.training.trainable import updates
 from tests import helpers
 from tests.llamo_jax.test_training import losses, small_run, stacked, start
@@ -213,6 +215,39 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert int(metrics["skipped_in_a_row"]) == 0
     assert int(healed.log["skipped"]) == 1
     assert updates(healed.optimizer) == 2
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    """Behind a loss that is: the square root of nothing."""
+    definition, _, state, frozen = start(helpers.model_config(), ((".*", True),))
+
+    def rooted(model, batch, *, batch_statistics=False, dropout_key=None):
+        return jnp.sum(jnp.sqrt(0 * model.language_model.norm.scale[...])), jnp.int32(1)
+
+    optimizer = optax.adam(0.1)
+    state = state._replace(optimizer=optimizer.init(state.trained))
+    before = jax.device_get(state.trained)
+    step = make_train_step(definition, optimizer, batch_statistics=False, seed=0, objective=rooted)
+    after, metrics = step(state, frozen, stacked(helpers.batch()))
+    assert float(metrics["loss"]) == 0
+    assert not np.isfinite(metrics["grad_norm"])
+    assert int(after.log["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after.trained), before)
+
+
+def test_what_skipped_steps_read_is_named_batch_by_batch(tmp_path):
+    config = runs.read_config(stage1.get_config("tiny"))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=3, max_nonfinite_steps=2))
+    loader = types.SimpleNamespace(training_rows=lambda seed, batch: [[0, [batch]]])
+    guard = loop._NonFiniteGuard(config, storage.as_path(tmp_path), loader)
+    for step, skipped in ((4, 0), (5, 1), (6, 2)):
+        guard.check(step, np.int32(skipped))
+    with pytest.raises(FloatingPointError, match="not finite in 2 steps in a row, up to step 6"):
+        guard.finish()
+    steps = json.loads((tmp_path / "nonfinite.json").read_text())["steps"]
+    assert [step["step"] for step in steps] == [5, 6]
+    assert [[batch["batch"] for batch in step["batches"]] for step in steps] == [[12, 13, 14], [15, 16, 17]]
+    assert steps[1]["batches"][2]["rows"] == [[0, [17]]]
 
 
 def test_a_run_whose_loss_stays_infinite_stops_and_names_its_data(few, tmp_path):

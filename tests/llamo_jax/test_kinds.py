@@ -15,12 +15,14 @@ from flax import nnx
 from benchmarks import hlo
 from configs import stage1, stage2
 from data_pipeline.batch import BatchShape, MoleculeGraphs
+from data_pipeline.vocabulary import ATOM_CARDINALITIES
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig
 from llamo_jax.models import GINConfig, LLaMo, MultiLevelConfig, torch_names
 from llamo_jax.models.flops import LinearFlops
 from llamo_jax.models.graph_encoders import GRAPH_ENCODERS
+from llamo_jax.models.graph_encoders import parts as encoder_parts
 from llamo_jax.models.graph_encoders.gatv2 import GATv2Config
 from llamo_jax.models.lora import LoRAConfig
 from llamo_jax.models.projectors import PROJECTORS, parts
@@ -405,6 +407,51 @@ def test_encoders_drop_in_training_alone():
         one, other = (encoder(molecules.atoms, dropout_key=jax.random.key(seed)) for seed in (0, 1))
         assert float(jnp.abs(one[1:] - expected[1:]).max()) > 0.1
         assert float(jnp.abs(one[1:] - other[1:]).max()) > 0.1
+
+
+def test_every_layer_of_an_encoder_drops_anew():
+    class Draws(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(jnp.ones(3))  # of three layers
+
+        def norms(self):
+            return ()
+
+        def __call__(self, graphs, mask, is_last, batch_statistics, dropout_key):
+            return 0 * graphs.nodes + self.scale[...] * jax.random.uniform(dropout_key), ()
+
+    molecules = MoleculeGraphs.from_smiles(SMILES)
+    embedding = encoder_parts.FeatureEmbedding(ATOM_CARDINALITIES, 4, rngs=nnx.Rngs(0))
+    key = jax.random.key(0)
+    levels = encoder_parts.run_layers(Draws(), 3, embedding, molecules.atoms, batch_statistics=False, dropout_key=key)
+    assert len(set(levels[1:, 0, 0, 0].tolist())) == 3
+
+
+def test_features_are_embedded_exactly_on_every_device():
+    """Products on TPUs round to bfloat16 and on GPUs to TensorFloat-32, unless they are told not to."""
+    embedding = encoder_parts.FeatureEmbedding(ATOM_CARDINALITIES, 4, rngs=nnx.Rngs(0))
+    program = jax.make_jaxpr(embedding)(jnp.zeros((2, len(ATOM_CARDINALITIES)), jnp.int32))
+    (product,) = (each for each in program.eqns if each.primitive.name == "dot_general")
+    assert set(product.params["precision"]) == {jax.lax.Precision.HIGHEST}
+
+
+def test_queries_of_a_resampler_look_at_nodes_by_scaled_products():
+    """Of one molecule, that is attention as JAX has it."""
+    module = built(of_kind("resampler"))
+    attention = module.layers[0].cross_attention
+    molecules = MoleculeGraphs.from_smiles(SMILES[:1])
+    ids, slots = parts.slot_ids(molecules.atoms), molecules.atoms.n_node.shape[-1]
+    nodes = 3 * nodes_of(molecules)[-1]  # scores that are not all alike
+    width = module.config.width
+    x = jax.random.normal(jax.random.key(0), (1, slots, module.config.num_queries, width))
+    found, _ = attention.to_nodes(x, nodes, ids, slots)
+    own = nodes[:, np.asarray(ids[0]) == 0]
+    q, k, v = (parts.heads(linear(y), attention.num_heads) for linear, y in
+               ((attention.query, x[:, 0]), (attention.key, own), (attention.value, own)))  # fmt: skip
+    expected = attention.out(jax.nn.dot_product_attention(q, k, v).reshape(1, -1, width))
+    np.testing.assert_allclose(found[0, 0], expected[0], atol=1e-5)
+    alike = attention.out(jnp.mean(v, axis=1).reshape(1, 1, width))
+    assert float(jnp.abs(found[0, 0] - alike[0]).max()) > 1e-3
 
 
 def test_layers_of_a_resampler_add():

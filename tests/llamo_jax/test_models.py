@@ -270,6 +270,8 @@ def test_attention_kernels_are_chosen_by_device_and_size():
         ("gpu", (501, 128, bfloat16), "xla"),
         ("gpu", (512, 128, float32), "xla"),
         ("gpu", (512, 256, bfloat16), "xla"),
+        ("tpu", (512, 96, bfloat16), "xla"),
+        ("tpu", (512, 64, bfloat16), "splash"),
     ):
         with on_a(platform):
             assert choose_kernel("auto", *sizes) == expected

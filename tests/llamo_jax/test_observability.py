@@ -18,6 +18,7 @@ from llamo_jax.training import checkpoints, loop, metrics, workdir
 from llamo_jax.training.config import Config, TrainConfig
 from llamo_jax.training.flops import peak_flops
 from llamo_jax.training.program import batch_shape, make_program
+from llamo_jax.training.trainable import learning_rate_schedule
 from tests import helpers
 from tests.llamo_jax.test_training import small_run
 
@@ -246,7 +247,14 @@ def test_loading_and_saving_are_no_stall(few, tmp_path, monkeypatch):
     noted(loop, "_starting_weights")
     noted(checkpoints.Checkpoints, "save")
     noted(distributed, "moved")
-    runs.train(changed(small_run(few), steps=2, log_every=1, eval_every=2, checkpoint_every=1), tmp_path / "run")
+    settings = {"steps": 2, "log_every": 1, "eval_every": 2, "checkpoint_every": 1, "accumulate": 2}
+    config = changed(small_run(few), **settings)
+    runs.train(config, tmp_path / "run")
+    data = runs.read_data(config, sharding.make_mesh(config.mesh))[1]
+    schedule = learning_rate_schedule(config.train)
+    for number, line in enumerate(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())):
+        assert line["learning_rate"] == pytest.approx(float(schedule(number)))  # of the step's own update
+        assert line["epoch"] == pytest.approx(data.train.epochs(config.seed, 2 * (number + 1)))
     for name, times in (("restore", 1), ("_starting_weights", 1), ("save", 2)):
         places = [index for index, what in enumerate(happened) if what == name]
         assert len(places) == times
@@ -256,6 +264,11 @@ def test_loading_and_saving_are_no_stall(few, tmp_path, monkeypatch):
 def test_a_line_has_means():
     log = {"loss": 6.0, "targets": 3, "tokens": 12, "grad_norm": 8.0, "steps": 4, "skipped": 0}
     assert loop._line(log) == {"loss": 2.0, "grad_norm": 2.0, "target_tokens": 3, "tokens": 12}
+    # no loss of 0 where there is none
+    nothing = dict.fromkeys(log, 0) | {"skipped": 4}
+    assert loop._line(nothing) == {"target_tokens": 0, "tokens": 0, "skipped_steps": 4}
+    told = loop._readable(8, 20, loop._line(nothing) | {"epoch": 0.5}, "0:01:00")
+    assert told == "step      8/20  epoch 0.50  4 steps skipped (loss not finite)  0:01:00 left"
 
 
 def test_peaks_are_those_of_the_whole_name():
@@ -276,5 +289,8 @@ def test_what_decides_a_result_is_a_runs_identity():
     }
     assert {name for name in workdir.MAY_CHANGE if name.startswith("model.")} == {
         "model.attention", "model.remat", "model.loss_chunk",
+    }  # fmt: skip
+    assert {name for name in workdir.MAY_CHANGE if name.startswith("data.")} == {
+        "data.source", "data.task", "data.tokenizer", "data.cache_dir", "data.rows_per_device",
     }  # fmt: skip
     assert not [name for name in workdir.MAY_CHANGE if name.startswith(("prompt", "seed"))]

@@ -75,6 +75,22 @@ def test_step_lowers_the_loss_and_compiles_once():
     assert step._cache_size() == 1
     assert int(state.step) == 6
     assert int(metrics["targets"]) == int(helpers.host_batch().target_mask.sum())
+    assert int(state.log["tokens"]) == 6 * np.count_nonzero(helpers.host_batch().segments)  # graph tokens too
+
+
+def test_every_batch_of_a_step_drops_anew():
+    definition, _, state, frozen = start(helpers.model_config(), ((".*", True),))
+    signs = helpers.batch()._replace(positions=jnp.ones((8, 96), jnp.int32))
+    signs = stacked(signs, signs._replace(positions=-signs.positions))
+
+    def drawn(model, batch, *, batch_statistics=False, dropout_key=None):
+        total = jax.random.uniform(dropout_key) * batch.positions[0, 0]
+        return total + 0 * jnp.sum(model.projector.norm.bias[...]), jnp.int32(1)
+
+    optimizer = optax.sgd(0.0)
+    state = state._replace(optimizer=optimizer.init(state.trained))
+    step = make_train_step(definition, optimizer, batch_statistics=False, seed=0, objective=drawn)
+    assert abs(float(step(state, frozen, signs)[1]["loss"])) > 1e-3  # the same draw twice would come to nothing
 
 
 def test_frozen_arrays_stay_bit_identical():
@@ -193,6 +209,9 @@ def test_initial_arrays_do_not_depend_on_the_mesh():
         )
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, arrays))
     assert checksums(arrays[0]) == checksums(arrays[1])
+    others = initial_arrays(config, abstract_arrays(definition.variables, config.frozen_dtype, mesh, {}), seed=1)
+    for name, array in others.items():  # another seed, other weights, but for those that begin as constants
+        assert np.ptp(array) == 0 or np.abs(np.asarray(array) - arrays[0][name]).max() > 1e-3, name
     name = "projector/norm/bias"
     assert checksums({**arrays[0], name: arrays[0][name].at[3].set(1e-7)}) != checksums(arrays[0])
 
@@ -293,6 +312,20 @@ def test_logits_of_bfloat16_are_float32():
     hidden, head = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, 3, 8), (8, 16)))
     logits, normaliser = jax.eval_shape(loss._logits, hidden, head)
     assert logits.dtype == normaliser.dtype == jnp.float32
+
+
+def test_gradients_by_the_head_are_summed_in_float32():
+    """Of bfloat16 activations, over all positions: rounded to bfloat16, they would have three digits."""
+    definition, arrays = helpers.definition_and_arrays(helpers.model_config())
+    hidden = jax.random.normal(jax.random.key(0), (8, 96, 32), jnp.bfloat16)
+
+    def total(head):
+        model = definition.merge({**arrays, "language_model/lm_head/kernel": head})
+        return cross_entropy(model, hidden, helpers.batch())[0]
+
+    gradient = np.asarray(jax.jit(jax.grad(total))(arrays["language_model/lm_head/kernel"]))
+    rounded = np.asarray(jnp.asarray(gradient).astype(jnp.bfloat16), np.float32)
+    assert np.mean(gradient != rounded) > 0.9
 
 
 def test_logits_of_a_whole_batch_never_exist():

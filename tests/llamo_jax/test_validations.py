@@ -9,7 +9,7 @@ import pytest
 from configs import stage2
 from data_pipeline import storage
 from data_pipeline.records import read_records
-from llamo_jax import runs, sharding
+from llamo_jax import distributed, runs, sharding
 from llamo_jax.config import ConfigError
 from llamo_jax.loading import load_generator
 from llamo_jax.training import checkpoints, loop, workdir
@@ -116,6 +116,18 @@ def test_validations_in_a_row(tmp_path):
 
 def test_a_validation_is_a_mean_over_targets():
     assert loop._mean([(10.0, 10), (30.0, 5)]) == pytest.approx(40 / 15)
+    with pytest.raises(ConfigError, match=r"config\.train\.objective=words has nothing to learn in the validation"):
+        loop._mean([(0.0, 0), (0.0, 0)], "words")
+
+
+def test_all_processes_have_the_validations_of_the_first(tmp_path, monkeypatch):
+    """Who reads them knows the best; the others, which have no folder, would save and stop at other steps."""
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    monkeypatch.setattr(distributed, "from_main", lambda values: [0.25, 40.0, 2.0][: len(values)])
+    found = Validations(tmp_path, 60)
+    assert (found.best, found.best_step, found.since) == (0.25, 40, 2)
+    assert not found.add(60, 0.3)
+    assert found.ended(3)
 
 
 def test_a_loss_that_is_no_number_is_not_the_best(tmp_path):

@@ -15,7 +15,7 @@ from configs import stage0, stage1
 from data_pipeline.batch import with_other_graphs
 from llamo_jax import parameters, runs, sharding
 from llamo_jax.models.definition import define_model, initial_arrays
-from llamo_jax.training import program
+from llamo_jax.training import program, words
 from llamo_jax.training.loss import answer_likelihood
 from llamo_jax.training.words import (
     DISTANCE,
@@ -122,6 +122,15 @@ def test_what_few_answers_say_counts_more():
 
     slope = (along(1e-4) - along(-1e-4)) / 2e-4
     np.testing.assert_allclose(float(jax.grad(along)(0.0)), float(slope), rtol=0.02)
+
+
+def test_words_beyond_the_most_are_no_other_words(monkeypatch):
+    """Those with the highest ids are left out, and count for none of the others."""
+    monkeypatch.setattr(words, "MOST_WORDS", 3)
+    targets, owners = jnp.array([7, 2, 9, 5, 2, 11, 4]), jnp.array([0, 0, 0, 1, 1, 1, -1])
+    found, used = words._used_words(targets, owners, 96, 2)
+    assert found.tolist() == [2, 5, 7]
+    assert used.tolist() == [[True, False, True], [True, True, False]]
 
 
 def test_other_graphs_are_those_of_other_molecules():
