@@ -139,14 +139,19 @@ def definition_and_arrays(config: ModelConfig, seed: int = 0) -> tuple:
     """A model's definition and randomised arrays: also biases, norms, statistics and adapters are not trivial."""
     from llamo_jax.models.definition import define_model
 
-    arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
+    # copies, since train steps take the memory of what they are given
+    return define_model(config), {name: jnp.array(array) for name, array in _noisy_arrays(config, seed).items()}
+
+
+@functools.lru_cache(maxsize=32)
+def _noisy_arrays(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    arrays = jax.jit(lambda: parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed)))))()
     rng = np.random.default_rng(seed + 1)
     noise = {name: 0.05 * rng.standard_normal(array.shape, np.float32) for name, array in arrays.items()}
-    noisy = {
-        name: jnp.asarray(np.asarray(array) + (abs(noise[name]) if name.endswith("/var") else noise[name]))
+    return {
+        name: np.asarray(array) + (abs(noise[name]) if name.endswith("/var") else noise[name])
         for name, array in arrays.items()
     }
-    return define_model(config), noisy
 
 
 @functools.partial(jax.jit, static_argnums=0)

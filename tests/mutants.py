@@ -667,8 +667,8 @@ def _mutants() -> list[Mutant]:
         ),
         losses_of_all_tokens=('sums["loss"] / max(sums["targets"], 1)', 'sums["loss"] / max(sums["tokens"], 1)'),
         graph_use_upside_down=(
-            '{"graph_use": _mean(sums["other"]) - loss}',
-            '{"graph_use": loss - _mean(sums["other"])}',
+            '_mean(sums["other"], settings.objective) - loss',
+            'loss - _mean(sums["other"], settings.objective)',
         ),
     )
     plant(
@@ -826,6 +826,170 @@ def _mutants() -> list[Mutant]:
         ),
         no_seed_is_zero=("secrets.randbits(32) if request.seed is None else request.seed", "request.seed or 0"),
         tokens_behind_the_end=("            if is_said\n", ""),
+    )
+    plant(
+        "llamo_jax/training/step.py",
+        f"{FAULTS} -k gradient_that_is_not",
+        infinite_gradients_are_taken=(
+            "finite = jnp.isfinite(total) & jnp.isfinite(norm)",
+            "finite = jnp.isfinite(total)",
+        ),
+    )
+    plant(
+        "llamo_jax/training/step.py",
+        f"{TRAINING} -k 'every_batch_of or lowers_the_loss'",
+        batches_drop_the_same=(
+            "jax.random.split(key, batches.tokens.shape[0])",
+            "jnp.broadcast_to(key, batches.tokens.shape[:1])",
+        ),
+        graph_tokens_do_not_count=("jnp.count_nonzero(batches.segments)", "jnp.count_nonzero(batches.tokens)"),
+    )
+    plant(
+        "llamo_jax/training/loss.py",
+        f"{TRAINING} -k by_the_head",
+        head_gradients_are_rounded=(
+            'jnp.einsum("skd,skv->dv", h, error, preferred_element_type=jnp.float32)',
+            'jnp.einsum("skd,skv->dv", h, error)',
+        ),
+    )
+    plant(
+        "llamo_jax/training/loop.py",
+        "tests/llamo_jax/test_observability.py -k no_stall",
+        epochs_of_steps=("epochs(step * settings.accumulate)", "epochs(step)"),
+        the_next_rate=("schedule(max(0, updates(state.optimizer) - 1))", "schedule(updates(state.optimizer))"),
+    )
+    plant(
+        "llamo_jax/training/loop.py",
+        f"{FAULTS} -k skipped_steps_read",
+        other_batches_are_blamed=(
+            "range((skipped - 1) * train.accumulate, skipped * train.accumulate)",
+            "range(skipped - 1, skipped)",
+        ),
+    )
+    plant(
+        "llamo_jax/training/metrics.py",
+        "tests/llamo_jax/test_validations.py -k of_the_first",
+        own_validations=(
+            "distributed.from_main([self.best, self.best_step, self.since])",
+            "[self.best, self.best_step, self.since]",
+        ),
+    )
+    plant(
+        "llamo_jax/distributed.py",
+        f"{CLUSTERS} -k all_processes_see",
+        what_any_process_sees=("set.intersection(", "set.union("),
+    )
+    plant(
+        "llamo_jax/training/preemption.py",
+        f"{CLUSTERS} -k request_to_stop_stays",
+        asked_once_alone=(
+            "reached_preemption_sync_point(self._asked) or self._reached",
+            "reached_preemption_sync_point(self._asked)",
+        ),
+    )
+    plant(
+        "llamo_jax/training/workdir.py",
+        "tests/llamo_jax/test_observability.py -k runs_identity",
+        lengths_may_change=('    "data.cache_dir",\n', '    "data.cache_dir",\n    "data.tokens_per_row",\n'),
+    )
+    plant(
+        "llamo_jax/training/workdir.py",
+        "tests/llamo_jax/test_workdir.py",
+        rows_are_forgotten=('for name in ("rows", *BUDGETS) if', "for name in BUDGETS if"),
+        adapters_of_any_scale=('(part == "lora" and not base.lora.rank)', 'part == "lora"'),
+        embeddings_are_never_trained=(
+            'rules = [("language_model/embedding", True)] if train.get("train_token_embedding") else []',
+            "rules = []",
+        ),
+    )
+    plant(
+        "llamo_jax/weights.py",
+        "tests/llamo_jax/test_workdir.py -k parts_of_other",
+        parts_are_stacked=("process_allgather(array, tiled=True)", "process_allgather(array)"),
+    )
+    plant(
+        "llamo_jax/training/words.py",
+        "tests/llamo_jax/test_words.py -k beyond_the_most",
+        rare_words_are_the_last=("    said &= words[place] == targets\n", ""),
+    )
+    plant(
+        "llamo_jax/models/graph_encoders/parts.py",
+        f"{KINDS} -k 'encoder_drops or embedded_exactly'",
+        layers_drop_the_same=(
+            "jax.random.split(dropout_key, num_layers)",
+            "jnp.broadcast_to(dropout_key, (num_layers,))",
+        ),
+        embeddings_are_rounded=("jnp.matmul(ones, table, precision=jax.lax.Precision.HIGHEST)", "ones @ table"),
+    )
+    plant(
+        "llamo_jax/models/definition.py",
+        f"{TRAINING} -k not_depend_on_the_mesh",
+        seeds_draw_the_same=("(np.uint32(seed))", "(np.uint32(0))"),
+    )
+    plant(
+        "llamo_jax/models/projectors/resampler.py",
+        f"{KINDS} -k scaled_products",
+        scaled_twice=(
+            "parts.of_segment(q, ids, 0.0)) * q.shape[-1] ** -0.5",
+            "parts.of_segment(q, ids, 0.0)) / q.shape[-1]",
+        ),
+    )
+    plant(
+        "llamo_jax/models/llama.py",
+        "tests/llamo_jax/test_convert.py -k sliding_window",
+        answers_outgrow_the_window=("        self._check_length(cache.slots)\n", ""),
+    )
+    plant(
+        "llamo_jax/models/attention.py",
+        f"{MODELS} -k kernels_are",
+        heads_of_any_width=("length % 128 == 0 and head_width % 64 == 0", "length % 128 == 0"),
+    )
+    plant(
+        "llamo_jax/generation/decode.py",
+        f"{DECODING} -k no_words_that",
+        graph_tokens_were_said=("text = (batch.segments > 0) & (batch.molecule_slot < 0)", "text = batch.segments > 0"),
+    )
+    plant(
+        "llamo_jax/generation/memory.py",
+        f"{DECODING} -k rows_are_those",
+        heads_are_always_shared=(
+            "decoder.num_kv_heads // tensor if decoder.num_kv_heads % tensor == 0 else decoder.num_kv_heads",
+            "max(1, decoder.num_kv_heads // tensor)",
+        ),
+    )
+    plant(
+        "data_pipeline/prompt.py",
+        "tests/data_pipeline/test_prompt.py -k shown_apart",
+        styles_are_alike=("            self._style_name,\n", ""),
+    )
+    plant(
+        "data_pipeline/shards.py",
+        f"{PREPARE} -k crashes_the_process",
+        aborts_end_the_job=("-signal.SIGSEGV, -signal.SIGABRT, ", "-signal.SIGSEGV, "),
+    )
+    plant(
+        "data_pipeline/mol_graph.py",
+        "tests/data_pipeline/test_molecule.py -k polymer",
+        a_thousand_matches=("GetSubstructMatches(pattern, maxMatches=10**7)", "GetSubstructMatches(pattern)"),
+    )
+    plant(
+        "data_pipeline/storage.py",
+        f"{STORAGE} -k before_it_gets_its_name",
+        folders_are_not_synchronised=("_synchronise(as_path(parent) / name)", "pass"),
+    )
+    plant(
+        "data_pipeline/lengths.py",
+        f"{PREPARE} -k 999",
+        one_of_a_hundred_is_left_out=("np.percentile(used, 99.9,", "np.percentile(used, 99,"),
+        refused_records_need_room=("np.flatnonzero(lengths[:, 0])[:_SAMPLE]", "np.arange(len(lengths))[:_SAMPLE]"),
+    )
+    plant(
+        "data_pipeline/records.py",
+        f"{PREPARE} -k another_version",
+        old_features_are_read=(
+            '(("format_version", FORMAT_VERSION), ("feature_version", FEATURE_VERSION))',
+            '(("format_version", FORMAT_VERSION),)',
+        ),
     )
     plant(
         "data_pipeline/generic_graph.py",

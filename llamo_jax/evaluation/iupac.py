@@ -28,12 +28,19 @@ def is_available() -> bool:
     return shutil.which("java") is not None and importlib.util.find_spec("py2opsin") is not None
 
 
+LONGEST_NAME = 5000
+"""Characters; longer texts are no name. Of 50,000, as a model that repeats itself writes them, each takes seconds."""
+
+
 def name_to_smiles(names: Sequence[str]) -> list[str]:
     """The SMILES of each name; "" for what OPSIN cannot read. Raises DataError if OPSIN does not run."""
     from py2opsin import py2opsin
 
     # a line each, of characters that a file can hold
-    asked = [" ".join(name.split()).encode("utf-8", "replace").decode() or "-" for name in names]
+    asked = [
+        (" ".join(name.split()).encode("utf-8", "replace").decode() or "-") if len(name) <= LONGEST_NAME else "-"
+        for name in names
+    ]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a complaint about each name that it cannot read
         found = py2opsin(asked, tmp_fpath=str(Path(folder) / "names.txt")) if asked else []

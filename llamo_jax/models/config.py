@@ -20,7 +20,7 @@ class ModelConfig:
     projector: Annotated[ProjectorConfig, PROJECTORS.field()] = setting("any kind in models/projectors")
     language_model: DecoderConfig = setting("a decoder of the LLaMA family")
     lora: LoRAConfig = setting("adapters on any linear map")
-    compute_dtype: Dtype = setting("of the decoder's activations; the graph side computes in float32")
+    compute_dtype: Dtype = setting("of the decoder's activations; the graph side's are float32, see docs/design.md")
     frozen_dtype: Dtype = setting("of language-model weights that are not trained; trained weights are float32")
     quantize: Literal["none", "int8", "nf4"] = setting("of the decoder's frozen projections")
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("kernel: cudnn on GPUs, splash on TPUs")

@@ -1,12 +1,15 @@
 """Building a model's definition, and creating its arrays already sharded."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import AbstractMesh
 
 from llamo_jax import parameters, sharding
 from llamo_jax.models.config import ModelConfig
@@ -33,7 +36,15 @@ class ModelDefinition:
 
 
 def define_model(config: ModelConfig) -> ModelDefinition:
-    """The model without values; nothing is allocated."""
+    """The model without values; nothing is allocated.
+
+    The same one for the same configuration and mesh: what was compiled for it is found again.
+    """
+    return _defined(config, sharding.current_mesh())
+
+
+@functools.lru_cache(maxsize=16)
+def _defined(config: ModelConfig, _mesh: AbstractMesh | None) -> ModelDefinition:
     return ModelDefinition(config, *nnx.split(sharding.without_values(lambda: LLaMo(config, rngs=nnx.Rngs(0)))))
 
 
@@ -46,8 +57,9 @@ def statistics_names(definition: ModelDefinition) -> set[str]:
 def initial_arrays(config: ModelConfig, abstract: Mapping[str, Any], seed: int) -> Arrays:
     """Freshly drawn arrays for the names in `abstract`, created on their shards."""
 
-    def create() -> Arrays:
-        arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(seed))))
+    def create(seed: Array) -> Arrays:
+        arrays = parameters.flatten(nnx.state(LLaMo(config, rngs=nnx.Rngs(jax.random.key(seed)))))
         return {name: arrays[name].astype(spec.dtype) for name, spec in abstract.items()}
 
-    return jax.jit(create, out_shardings={name: spec.sharding for name, spec in abstract.items()})()
+    # one program for all seeds
+    return jax.jit(create, out_shardings={name: spec.sharding for name, spec in abstract.items()})(np.uint32(seed))

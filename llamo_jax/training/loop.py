@@ -105,9 +105,8 @@ def train(
                     sums[graphs].append(program.eval_step(state, frozen, sharding.put_batch(each, mesh)))
                     distributed.moved(step)
             loss = _mean(sums["true"], settings.objective)
-            return {"validation_loss": loss} | (
-                {"graph_use": _mean(sums["other"], settings.objective) - loss} if graph_use else {}
-            )
+            used = {"graph_use": _mean(sums["other"], settings.objective) - loss} if graph_use else {}
+            return {"validation_loss": loss} | used
 
         epochs = functools.partial(data.train.epochs, config.seed)
         distributed.log(f"{settings.steps:,} steps, {epochs(settings.steps * settings.accumulate):.3g} times the data")

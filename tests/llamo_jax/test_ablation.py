@@ -133,8 +133,9 @@ def test_means_and_paired_differences():
     assert experiments.paired_difference([3.0], [1.0])["interval"] is None
 
 
-def test_cells_have_their_seeds():
+def test_cells_have_their_seeds(few):
     values = experiments.read_config_file("configs/stage1.py:tiny")
+    values.data.source = str(few / "description")
     found = [cells.cell_config(values, cells.Cell("multi_level", "hidden", seed)).seed for seed in (0, 2)]
     assert found == [0, 2]
 

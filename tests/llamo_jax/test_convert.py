@@ -85,12 +85,21 @@ def torch_logits(model, ids):
 
 
 def our_logits(config, lora, arrays, ids):
-    decoder = LlamaDecoder(config, compute_dtype="float32", rngs=nnx.Rngs(0))
-    add_adapters(nnx.Dict(language_model=decoder), lora, rngs=nnx.Rngs(1))  # under the path of a whole model
-    decoder = helpers.load(decoder, {name: jnp.asarray(array[...]) for name, array in arrays.items()})
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    segments = jnp.ones(ids.shape, jnp.int32)
-    return decoder.logits(decoder(decoder.embed(jnp.asarray(ids)), positions, segments))
+    def make():
+        decoder = LlamaDecoder(config, compute_dtype="float32", rngs=nnx.Rngs(0))
+        add_adapters(nnx.Dict(language_model=decoder), lora, rngs=nnx.Rngs(1))  # under the path of a whole model
+        return decoder
+
+    decoder = helpers.load(sharding.without_values(make), {name: array[...] for name, array in arrays.items()})
+    graphdef, state = nnx.split(decoder)
+
+    @jax.jit
+    def logits(state, ids):
+        decoder = nnx.merge(graphdef, state)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        return decoder.logits(decoder(decoder.embed(ids), positions, jnp.ones_like(ids)))
+
+    return logits(state, jnp.asarray(ids, jnp.int32))
 
 
 def run(*arguments):

@@ -1,6 +1,7 @@
 """Every kind of projector and graph encoder keeps the contract, and does what its name says."""
 
 import dataclasses
+import functools
 import re
 import types
 from pathlib import Path
@@ -40,8 +41,12 @@ SMILES = ("CC(=O)Oc1ccccc1C(=O)O", "C", "[Na+].[Cl-]", "Cn1c(=O)c2c(ncn2C)n(C)c1
 
 
 def of_kind(kind, **changes):
-    config = matched(kind, MultiLevelConfig.paper(depth=2), WIDTH, LEVELS, OUT)
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(matched_kind(kind), **changes)
+
+
+@functools.cache
+def matched_kind(kind):
+    return matched(kind, MultiLevelConfig.paper(depth=2), WIDTH, LEVELS, OUT)
 
 
 def drawn(name, shape, rng):

@@ -150,7 +150,16 @@ def test_other_graphs_are_those_of_other_molecules():
 
 
 @pytest.fixture(scope="module")
-def graph_side(few, tmp_path_factory):
+def one_device():
+    """Runs of this file: their meshes are others' subject, and a program of eight devices takes twice as long."""
+    mesh = sharding.single_device_mesh()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *_: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def graph_side(one_device, few, tmp_path_factory):
     """Stage 0 of the smallest preset, in earnest, on a few descriptions whose SMILES are hidden."""
     workdir = tmp_path_factory.mktemp("stage0") / "run"
     config = stage0.get_config("tiny")
@@ -207,7 +216,7 @@ def test_stage_1_starts_from_stage_0(graph_side, few, tmp_path):
     assert set(itertools.chain(*(line for line in lines(tmp_path / "run")))) >= {"validation_loss", "graph_use"}
 
 
-def test_a_run_without_graphs_trains_the_language_model_alone(few, tmp_path):
+def test_a_run_without_graphs_trains_the_language_model_alone(one_device, few, tmp_path):
     config = stage1.get_config("tiny")
     config.update_from_flattened_dict({"data.source": str(few / "description"), "prompt.show_graph": False})
     config.train.update({"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "warmup_steps": 0})

@@ -1,5 +1,6 @@
 """Projectors of equal size: as many graph tokens and parameters as another kind has, so that kinds can be compared."""
 
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ TOLERANCE = 0.05
 """Relative difference of parameters that is still called equal."""
 
 
+@functools.lru_cache(maxsize=256)
 def count_parameters(config: ProjectorConfig, graph_width: int, levels: int, out_width: int) -> int:
     """Numbers in a projector's parameters; nothing is allocated."""
     module = sharding.without_values(lambda: config.build(graph_width, levels, out_width, rngs=nnx.Rngs(0)))
