@@ -77,7 +77,10 @@ def test_tokens_of_the_settings_end_answers_too(trained, generator):
     prompt = records(smiles=SMILES[:1])
     ((_, (whole,)),) = generator.generate(prompt)
     tokens = whole.tokens.tolist()
-    place = next(place for place in range(3, TOKENS) if tokens[place] not in tokens[:place])
+    place = next(
+        place for place in range(3, TOKENS)
+        if tokens[place] not in tokens[:place] and generator.text(tokens[:place]) != generator.text(tokens[: place + 1])
+    )  # fmt: skip
     settings = DecodingConfig(max_new_tokens=TOKENS, stop_ids=(tokens[place],))
     stopping = Assistant.load(trained, decoding=settings).generator
     ((_, (answer,)),) = stopping.generate(prompt)
