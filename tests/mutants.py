@@ -904,7 +904,7 @@ def _mutants() -> list[Mutant]:
     )
     plant(
         "llamo_jax/weights.py",
-        "tests/llamo_jax/test_workdir.py -k parts_of_other",
+        "tests/llamo_jax/test_convert.py -k parts_of_other",
         parts_are_stacked=("process_allgather(array, tiled=True)", "process_allgather(array)"),
     )
     plant(

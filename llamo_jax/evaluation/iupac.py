@@ -29,7 +29,7 @@ def is_available() -> bool:
 
 
 LONGEST_NAME = 5000
-"""Characters; longer texts are no name. Of 50,000, as a model that repeats itself writes them, each takes seconds."""
+"""Characters; longer texts are no name. Of 50,000, as models that repeat themselves write, OPSIN takes 3 s each."""
 
 
 def name_to_smiles(names: Sequence[str]) -> list[str]:

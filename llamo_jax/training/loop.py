@@ -233,8 +233,8 @@ def _mean(sums: Sequence[tuple[jax.Array, jax.Array]], objective: str = "answers
     total, count = (sum(float(x) for x in column) for column in zip(*sums, strict=True))
     if not count:
         raise ConfigError(
-            f"config.train.objective={objective} has nothing to learn in the validation batches: it asks about answers "
-            "about one molecule whose graph is shown; see config.data.source, config.prompt.show_graph"
+            f"config.train.objective={objective} has nothing to learn in the validation batches; of words, it asks in "
+            "answers about one molecule whose graph is shown: see config.data.source, config.prompt.show_graph"
         )
     return total / count
 

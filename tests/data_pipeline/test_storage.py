@@ -68,8 +68,7 @@ def test_content_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     order.clear()
     storage.finish_folder(storage.as_path(tmp_path / "half"), storage.as_path(tmp_path / "whole"))
     before = {path for kind, path in order[: [kind for kind, _ in order].index("rename")] if kind == "fsync"}
-    assert {str(tmp_path / "half" / part) for part in ("below/file", "below", ".")} <= {*before, f"{tmp_path}/half/."}
-    assert str(tmp_path / "half") in before
+    assert {str(tmp_path / "half" / part) for part in ("below/file", "below", "")} <= before
     assert order[-1] == ("fsync", str(tmp_path))
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from configs import stage1
 from data_pipeline.errors import DataError
 from data_pipeline.tokenizer import load_tokenizer
-from llamo_jax import parameters, runs, sharding
+from llamo_jax import parameters, runs, sharding, weights
 from llamo_jax.apps.assistant import Assistant
 from llamo_jax.config import ConfigError, DecodingConfig, MeshConfig, PromptConfig
 from llamo_jax.convert import __main__ as convert
@@ -583,3 +584,12 @@ def test_a_run_starts_from_a_model_folder_and_exports(base, tmp_path):
 def test_without_a_projector_it_is_the_papers():
     """An attention for each level; the original's code has one for all."""
     assert official.graph_configs(None, None)[1].share_level_attention is False
+
+
+def test_parts_of_other_processes_are_joined_to_one_array(monkeypatch):
+    """Not stacked, process by process."""
+    monkeypatch.setattr(
+        weights.multihost_utils, "process_allgather",
+        lambda array, tiled=False: np.ones((8, 4) if tiled else (2, 4, 4)),
+    )  # fmt: skip
+    assert weights._on_host(mock.Mock(spec=jax.Array, is_fully_addressable=False)).shape == (8, 4)

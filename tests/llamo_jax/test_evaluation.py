@@ -32,7 +32,7 @@ from data_pipeline.vocabulary import MOLECULES
 from llamo_jax import runs, sharding
 from llamo_jax.config import ConfigError, from_dict, to_dict
 from llamo_jax.evaluation import __main__ as command
-from llamo_jax.evaluation import graph_use, run, wordnet
+from llamo_jax.evaluation import graph_use, iupac, run, wordnet
 from llamo_jax.evaluation.answers import classification_scores, number_in, regression_scores, smiles_in, yes_in
 from llamo_jax.evaluation.claims import check, checked_rows, claims_in, hallucination_scores
 from llamo_jax.evaluation.config import EvaluationConfig
@@ -464,6 +464,12 @@ def test_names_say_more_than_flat_molecules():
     got = score("iupac_name", rows, WORDS)["structures"]
     assert got["target_structure"] == 1.0
     assert got["structure"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="OPSIN is a Java program")
+def test_a_text_that_goes_on_and_on_is_no_name(monkeypatch):
+    monkeypatch.setattr(iupac, "LONGEST_NAME", 7)
+    assert iupac.name_to_smiles(["ethanol", "propanol"]) == ["C(C)O", ""]
 
 
 def test_without_java_names_stay_words(monkeypatch):

@@ -14,6 +14,7 @@ from flax import nnx
 from configs import stage0, stage1
 from data_pipeline.batch import with_other_graphs
 from llamo_jax import parameters, runs, sharding
+from llamo_jax.config import ConfigError
 from llamo_jax.models.definition import define_model, initial_arrays
 from llamo_jax.training import program, words
 from llamo_jax.training.loss import answer_likelihood
@@ -227,6 +228,15 @@ def test_a_run_without_graphs_trains_the_language_model_alone(one_device, few, t
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["molecules_per_row"] == 0
     samples = [json.loads(text) for text in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == config.train.samples
+
+
+def test_words_without_graphs_are_refused(one_device, few, tmp_path):
+    config = stage0.get_config("tiny")
+    config.update_from_flattened_dict({"data.source": str(few / "description"), "prompt.show_graph": False})
+    config.train.update({"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "warmup_steps": 0})
+    config.train.graph_use_every = 0
+    with pytest.raises(ConfigError, match=r"objective=words has nothing to learn in the validation batches"):
+        runs.train(runs.read_config(config), tmp_path / "run")
 
 
 def test_objectives_are_those_of_their_names():

@@ -1,15 +1,12 @@
 """What a run's folder says before anything is computed: what it goes on with, what it starts from, what it trained."""
 
 import dataclasses
-from unittest import mock
 
-import jax
-import numpy as np
 import pytest
 
 from configs import stage1, stage2
 from data_pipeline import storage
-from llamo_jax import runs, weights
+from llamo_jax import runs
 from llamo_jax.config import ConfigError
 from llamo_jax.training import workdir
 
@@ -51,12 +48,3 @@ def test_an_embedding_that_was_trained_is_told(tmp_path):
         train = dataclasses.replace(config.train, train_token_embedding=trained)
         folder = begun(tmp_path / name, dataclasses.replace(config, train=train))
         assert workdir.trained_language_model(folder) == ["language_model/embedding"] * trained
-
-
-def test_parts_of_other_processes_are_joined_to_one_array(monkeypatch):
-    """Not stacked, process by process."""
-    monkeypatch.setattr(
-        weights.multihost_utils, "process_allgather",
-        lambda array, tiled=False: np.ones((8, 4) if tiled else (2, 4, 4)),
-    )  # fmt: skip
-    assert weights._on_host(mock.Mock(spec=jax.Array, is_fully_addressable=False)).shape == (8, 4)
